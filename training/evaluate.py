@@ -1,0 +1,141 @@
+"""How good a checkpoint is: `python -m training.evaluate CHECKPOINT`.
+
+Bits per character on text that it never saw, and four questions to what it writes: is it words, is it copied, is it a scene?
+"""
+
+import json
+import math
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from cpgpt import EMBEDDED, checkpoint, writer
+from cpgpt.screenplay import ScreenplayError, parse
+from cpgpt.tokenizer import END_OF_TEXT_ID
+from training.data import Data
+from training.train import evaluate
+
+WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
+SPAN = 50  # characters: shorter runs are common phrases
+BATCH = 50  # scenes written together
+
+
+def bits_per_character(loaded: checkpoint.Checkpoint, data: Data, split: str) -> float:
+    """Bits per character over a whole split, each document read from its start, its end counted too."""
+    total, _ = evaluate(loaded.model, data.splits[split], loaded.model.config.block_size)
+    return total / data.meta["splits"][split]["characters"] / math.log(2)
+
+
+def words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def known_word_share(texts: list[str], corpus: str) -> float:
+    """The share of the words of `texts` that are words of `corpus`."""
+    known = set(words(corpus))
+    written = [word for text in texts for word in words(text)]
+    return sum(word in known for word in written) / max(1, len(written))
+
+
+def copied_share(texts: list[str], source: str, span: int = SPAN) -> float:
+    """The share of the characters of `texts` that lie in a stretch of `span` or more that stands in `source` as well.
+
+    Stretches are compared by a 64-bit polynomial hash (Karp and Rabin 1987); with a few million of them a false match is one in
+    a million such evaluations.
+    """
+    known = np.unique(_hashes(source, span))
+    copied = total = 0
+    for text in texts:
+        inside = np.zeros(len(text) + 1, dtype=np.int64)  # +1 where a copied stretch starts, -1 where it ends
+        starts = np.flatnonzero(np.isin(_hashes(text, span), known))
+        np.add.at(inside, starts, 1)
+        np.add.at(inside, starts + span, -1)
+        copied += int((inside.cumsum() > 0).sum())
+        total += len(text)
+    return copied / max(1, total)
+
+
+def _hashes(text: str, span: int) -> np.ndarray:
+    """A hash for each stretch of `span` characters."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    if len(codes) < span:
+        return np.zeros(0, dtype=np.uint64)
+    # Characters are mixed first, so that the hash is not linear in small numbers.
+    codes = (codes + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    codes ^= codes >> np.uint64(32)
+    hashes = np.zeros(len(codes) - span + 1, dtype=np.uint64)
+    for offset in range(span):
+        hashes = hashes * np.uint64(0xD1342543DE82EF95) + codes[offset : offset + len(hashes)]
+    return hashes
+
+
+def parses(text: str) -> bool:
+    try:
+        parse(text)
+    except ScreenplayError:
+        return False
+    return True
+
+
+def main(
+    folder: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.", show_default="the embedded one")
+    ] = EMBEDDED,
+    data: Annotated[Path, typer.Option(help="The prepared text that it was trained on.")] = Path("data/centralperk"),
+    scenes: Annotated[int, typer.Option(min=0, help="How many scenes to write.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="At which temperature.")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first scene; the next ones count up.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a checkpoint: bits per character, and how good what it writes is."""
+    try:
+        loaded, prepared = checkpoint.load(folder), Data.load(data)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    trained_on = loaded.facts.get("corpus", {}).get("sha256")
+    if trained_on != prepared.meta["sha256"]:
+        sys.exit(f"error: {folder} was not trained on the text in {data}: prepare that text again, or name its folder with --data")
+
+    console = Console(stderr=True)
+    figures: dict[str, float] = {"parameters": loaded.model.n_parameters()}
+    for split in track(("validation", "test"), "reading", console=console, transient=True):
+        if prepared.meta["splits"][split]["characters"]:
+            figures[f"{split} bits per character"] = bits_per_character(loaded, prepared, split)
+    texts: list[str] = []
+    for start in track(range(0, scenes, BATCH), "writing", console=console, transient=True):
+        texts += writer.write(loaded, range(seed + start, seed + min(scenes, start + BATCH)), temperature=temperature)
+    if texts:
+        decoded = {name: _text(prepared, name) for name in prepared.splits}
+        figures["words of the corpus"] = known_word_share(texts, "\n".join(decoded.values()))
+        figures[f"characters copied in spans of {SPAN} or more"] = copied_share(texts, decoded["train"])
+        if prepared.meta["format"] == "scenes":
+            figures["parse rate"] = sum(map(parses, texts)) / len(texts)
+    if json_:
+        print(json.dumps(figures, indent=2))
+        return
+    table = Table(title=f"{folder.name}: {len(texts)} scenes at temperature {temperature}, seeds from {seed}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        share = name in ("words of the corpus", "parse rate") or name.startswith("characters copied")
+        table.add_row(name, f"{value:.1%}" if share else f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    Console().print(table)
+
+
+def _text(data: Data, split: str) -> str:
+    """All of a split's documents, with an `<|endoftext|>` that no text holds between them."""
+    ids = data.splits[split]
+    ends = np.flatnonzero(ids == END_OF_TEXT_ID).tolist()
+    return "\0".join(data.tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(ends))
+
+
+if __name__ == "__main__":
+    typer.run(main)
