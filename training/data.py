@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
+from training.settings import Settings
 
 IGNORED = -1  # the target of padding: no loss
 
@@ -38,6 +39,13 @@ class Data:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         splits = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["splits"]}
         return cls(Tokenizer.load(folder), meta, splits)
+
+    def characters(self, split: str) -> int:
+        return self.meta["splits"][split]["characters"]
+
+    @property
+    def characters_per_token(self) -> float:
+        return self.characters("train") / self.meta["splits"]["train"]["tokens"]
 
 
 class Rows:
@@ -104,6 +112,30 @@ class Rows:
         if row:
             plan.append([*row, (0, room)])
         return plan
+
+
+class Batches:
+    """The rows of every step: short ones and, for the last share of the steps, as many tokens in long ones."""
+
+    def __init__(self, ids: np.ndarray, settings: Settings) -> None:
+        self.settings = settings
+        self.long_from = settings.steps - round(settings.steps * settings.long_share)
+        self.short = Rows(ids, settings.row_length, settings.seed)
+        self.long = Rows(ids, settings.long_row_length, settings.seed) if settings.long_share else self.short
+
+    def row_length(self, step: int) -> int:
+        return (self.short if step < self.long_from else self.long).row_length
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, Tensor]]:
+        """The micro-batches of a step for the process `rank` of `world`: (inputs, targets) each."""
+        rows, since, count = self.short, step, self.settings.batch_size
+        if step >= self.long_from:
+            rows, since = self.long, step - self.long_from
+            parts = world * self.settings.micro_batches
+            count = max(1, round(count * self.settings.row_length / rows.row_length / parts)) * parts
+        share = count // world
+        inputs, targets = rows.batch(since * count + rank * share, share)
+        return list(zip(inputs.chunk(self.settings.micro_batches), targets.chunk(self.settings.micro_batches), strict=True))
 
 
 def evaluation_batches(ids: np.ndarray, row_length: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,26 +12,48 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from cpgpt import EMBEDDED, checkpoint, writer
+from cpgpt.model import GPT
 from cpgpt.screenplay import ScreenplayError, parse
 from cpgpt.tokenizer import END_OF_TEXT_ID
-from training.data import Data
-from training.train import evaluate
+from training.data import IGNORED, Data, evaluation_batches
+from training.machine import autocast
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 SPAN = 50  # characters: shorter runs are common phrases
 BATCH = 50  # scenes written together
 
 
-def bits_per_character(loaded: checkpoint.Checkpoint, data: Data, split: str) -> float:
-    """Bits per character over a whole split, each document read from its start, its end counted too."""
-    total, _ = evaluate(loaded.model, data.splits[split], loaded.model.config.block_size)
-    return total / data.meta["splits"][split]["characters"] / math.log(2)
+def loss_of(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats a token; padding does not count."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+@torch.inference_mode()
+def loss_over(model: GPT, ids: np.ndarray, row_length: int, precision: str = "float32") -> tuple[float, int]:
+    """The loss in nats, summed over all tokens of a split, and their number.
+
+    Every document is read from its start, its end counts as a token; one longer than `row_length` goes on in a new context.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.head.weight.device
+    total, tokens = 0.0, 0
+    for inputs, targets in evaluation_batches(ids, row_length, tokens=8192):
+        with autocast(device, precision):
+            logits = model(inputs.to(device))
+        total += loss_of(logits, targets.to(device), "sum").item()
+        tokens += int((targets != IGNORED).sum())
+    model.train(was_training)
+    return total, tokens
 
 
 def words(text: str) -> list[str]:
@@ -107,8 +129,9 @@ def main(
     console = Console(stderr=True)
     figures: dict[str, float] = {"parameters": loaded.model.n_parameters()}
     for split in track(("validation", "test"), "reading", console=console, transient=True):
-        if prepared.meta["splits"][split]["characters"]:
-            figures[f"{split} bits per character"] = bits_per_character(loaded, prepared, split)
+        if prepared.characters(split):
+            nats, _ = loss_over(loaded.model, prepared.splits[split], loaded.model.config.block_size)
+            figures[f"{split} bits per character"] = nats / prepared.characters(split) / math.log(2)
     texts: list[str] = []
     for start in track(range(0, scenes, BATCH), "writing", console=console, transient=True):
         texts += writer.write(loaded, range(seed + start, seed + min(scenes, start + BATCH)), temperature=temperature)

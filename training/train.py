@@ -2,7 +2,7 @@
 
 Get a batch, forward, backward, clip, step, schedule, evaluate, save. A run writes into its folder:
 
-    checkpoint/          the best model so far by validation loss: a checkpoint that `cpgpt.load` and `transformers` read
+    checkpoint/          the best model so far by validation loss: a checkpoint that `cpgpt` and `transformers` read
     state.safetensors    all that the run needs to go on from its last save, bit for bit (on the CPU)
     log.jsonl            a line for every evaluation
 
@@ -11,86 +11,45 @@ with N processes, each on its share of every batch.
 """
 
 import contextlib
-import ctypes
 import json
 import math
 import os
-import platform
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from cpgpt import checkpoint
+from cpgpt import checkpoint, writer
 from cpgpt.model import GPT
-from cpgpt.sampling import generate
-from cpgpt.tokenizer import END_OF_TEXT_ID
-from training import prepare
-from training.data import IGNORED, Data, Rows, evaluation_batches
+from training.data import Batches, Data
+from training.evaluate import loss_of, loss_over
+from training.machine import Process, Stop, autocast, keep_freed_memory, process_group
+from training.prepare import OUT, prepare_corpus
 from training.settings import Settings, read_settings
-from training.state import load_state, save_state
-
-DEFAULT_DATA = "data/centralperk"
-
-
-# ---- the machine
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device(name)
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Matrix products in bfloat16 where the processor has them: twice as fast on CPUs with AVX512-BF16, more on GPUs."""
-    if precision == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        native |= device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        precision = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: else every step gives its activations back to the kernel and takes them again."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings for large blocks
-        libc.mallopt(-1, 1 << 40)  # M_TRIM_THRESHOLD: never shrink
-
-
-# ---- the parts of a step
+from training.state import RunProgress, load_state, save_state
 
 
 def make_optimizers(model: GPT, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all. Only matrices decay.
 
-    Muon turns each update into an orthogonal one, so that all directions of a matrix learn at one pace
+    Muon makes each update orthogonal, so that all directions of a matrix learn at one pace
     (https://kellerjordan.github.io/posts/muon/).
     """
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    known = {id(p) for p in matrices}
-    tables = [p for p in model.parameters() if p.dim() == 2 and id(p) not in known]
+    in_blocks = {id(p) for p in matrices}
+    tables = [p for p in model.parameters() if p.dim() == 2 and id(p) not in in_blocks]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     decay, no_decay = {"weight_decay": settings.weight_decay}, {"weight_decay": 0.0}
     groups = [{"params": tables, **decay}, {"params": vectors, **no_decay}]
     if settings.optimizer == "adamw":
         groups.append({"params": matrices, **decay})
-    betas = (settings.beta1, settings.beta2)
-    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
     if settings.optimizer == "adamw":
         return [adamw]
     muon = torch.optim.Muon(
@@ -110,244 +69,165 @@ def schedule(step: int, settings: Settings) -> float:
     return min(1.0, up, down)
 
 
-def loss_of(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats a token; padding does not count."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
-
-
-class Batches:
-    """The rows of every step: short ones first and, for the last share of the steps, long ones."""
-
-    def __init__(self, ids: np.ndarray, settings: Settings) -> None:
-        self.settings = settings
-        self.long_from = settings.steps - round(settings.steps * settings.long_share)
-        self.short = Rows(ids, settings.row_length, settings.seed)
-        self.long = Rows(ids, settings.long_row_length, settings.seed) if settings.long_share else self.short
-
-    def row_length(self, step: int) -> int:
-        return (self.short if step < self.long_from else self.long).row_length
-
-    def __call__(self, step: int, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
-        """This process's micro-batches of a step: (inputs, targets) each."""
-        rows, start, count = self.short, 0, self.settings.batch_size
-        if step >= self.long_from:
-            rows, start = self.long, self.long_from
-            parts = world * self.settings.micro_batches
-            count = max(1, round(count * self.settings.row_length / self.long.row_length / parts)) * parts
-        share = count // world
-        inputs, targets = rows.batch((step - start) * count + rank * share, share)
-        return list(zip(inputs.chunk(self.settings.micro_batches), targets.chunk(self.settings.micro_batches), strict=True))
-
-
-@torch.inference_mode()
-def evaluate(model: GPT, ids: np.ndarray, row_length: int, precision: str = "float32") -> tuple[float, int]:
-    """The loss in nats, summed over all tokens of a split, and their number; contexts of `row_length` tokens."""
-    was_training = model.training
-    model.eval()
-    device = model.head.weight.device
-    total, tokens = 0.0, 0
-    for inputs, targets in evaluation_batches(ids, row_length, 8192):
-        with autocast(device, precision):
-            logits = model(inputs.to(device))
-        total += loss_of(logits, targets.to(device), "sum").item()
-        tokens += int((targets != IGNORED).sum())
-    model.train(was_training)
-    return total, tokens
-
-
-def write_sample(model: GPT, data: Data, settings: Settings) -> str:
-    """A text that the model writes from nothing, always with the same random numbers."""
-    was_training = model.training
-    model.eval()
-    steps = generate(
-        model,
-        [[END_OF_TEXT_ID]],
-        [settings.seed],
-        max_new_tokens=min(400, model.config.block_size - 1),
-        stop_id=END_OF_TEXT_ID if data.meta["format"] == "scenes" else None,
-        temperature=settings.sample_temperature,
-    )
-    ids = [id for (id,) in steps if id is not None]
-    model.train(was_training)
-    return data.tokenizer.decode(ids)
-
-
-# ---- the run
-
-
-class Stop:
-    """Ctrl-C and `kill` ask for a stop: the step is finished, the state saved. A second Ctrl-C does not wait."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def anywhere(self, device: torch.device) -> bool:
-        """Whether any process was asked to stop."""
-        if not dist.is_initialized():
-            return self.asked
-        flag = torch.tensor(float(self.asked), device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
-
-
-class Log:
-    """The run's log.jsonl. What a killed run logged after its last save is taken back when it goes on."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
-
-    def add(self, **entry: Any) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-
-@contextlib.contextmanager
-def processes(settings: Settings) -> Iterator[tuple[int, int, torch.device]]:
-    """This process's rank, how many there are, and its device; `torchrun` says how many by its environment variables."""
-    device = pick_device(settings.device)
-    if "WORLD_SIZE" not in os.environ:
-        yield 0, 1, device
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size(), device
-    finally:
-        dist.destroy_process_group()
-
-
 def train(settings: Settings, console: Console | None = None) -> Path:
     """Train, or go on with a run that was stopped; returns the run's folder.
 
     Raises:
         FileNotFoundError: the data were not prepared.
-        ValueError: settings that do not fit the data or the run that the folder holds.
+        ValueError: settings that do not fit the data, the processes or the run that the folder holds.
     """
-    with processes(settings) as (rank, world, device):
-        if settings.batch_size % (world * settings.micro_batches):
-            raise ValueError(f"batch_size {settings.batch_size} cannot be shared by {world} processes x micro_batches")
-        return _train(settings, console or Console(quiet=rank > 0), rank, world, device)
+    with process_group(settings.device) as process, Stop() as stop:
+        if settings.batch_size % (process.world * settings.micro_batches):
+            raise ValueError(f"batch_size {settings.batch_size} cannot be shared by {process.world} processes x micro_batches")
+        return _train(settings, process, stop, console or Console(quiet=not process.first))
 
 
-def _train(settings: Settings, console: Console, rank: int, world: int, device: torch.device) -> Path:
+def _train(settings: Settings, process: Process, stop: Stop, console: Console) -> Path:
     keep_freed_memory()
+    data = Data.load(Path(settings.data))
+    batches = Batches(data.splits["train"], settings)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    data = Data.load(Path(settings.data))
-    characters_a_token = data.meta["splits"]["train"]["characters"] / data.meta["splits"]["train"]["tokens"]
-    batches = Batches(data.splits["train"], settings)
-
     torch.manual_seed(settings.seed)
-    model = GPT(settings.model_config(data.tokenizer.vocab_size)).to(device)
+    model = GPT(settings.model_config(data.tokenizer.vocab_size)).to(process.device)
     optimizers = make_optimizers(model, settings)
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    progress = load_state(out / "state.safetensors", model, optimizers, settings, data.meta["sha256"])
-    step, best, worse = progress["step"], progress["best"], progress["worse"]
-    seconds = progress["seconds"]
-    log = Log(out / "log.jsonl", step) if rank == 0 else None
-    console.print(
-        f"{out}: {model.n_parameters() / 1e6:.2f}M parameters, {settings.steps} steps on {device}"
-        + (f", going on at step {step}" if step else "")
-    )
+    run = load_state(out / "state.safetensors", model, optimizers, settings, data.meta["sha256"])
+    going_on = f", going on at step {run.step}" if run.step else ""
+    console.print(f"{out}: {model.n_parameters() / 1e6:.2f}M parameters, {settings.steps} steps on {process.device}{going_on}")
+    if process.first:
+        forget_after(run.step, out / "log.jsonl")
 
     forward: Any = model
-    if world > 1:
-        forward = torch.nn.parallel.DistributedDataParallel(forward, device_ids=[device.index] if device.type == "cuda" else None)
-    compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+    if process.world > 1:
+        forward = torch.nn.parallel.DistributedDataParallel(model)
+    compiled = settings.compile == "on" or (settings.compile == "auto" and process.device.type == "cuda")
     if compiled:
         forward = torch.compile(forward)
 
-    stop, saved, last_loss = Stop(), time.monotonic(), math.nan
-    columns = ("{task.percentage:3.0f}%", "step {task.completed:.0f}", "loss {task.fields[loss]:.3f}", "{task.fields[validation]}")
-    bar = Progress(
-        TextColumn(columns[0]), BarColumn(bar_width=20), *map(TextColumn, columns[1:]), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(), console=console, transient=True, disable=rank > 0,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("training", total=settings.steps, completed=step, loss=math.nan, validation="", rate="")
-        while step < settings.steps and worse < (settings.patience or math.inf):
+    saved, loss = time.monotonic(), math.nan
+    with Watch(settings, console, run.step) as watch:
+        while run.step < settings.steps and run.worse < (settings.patience or math.inf):
             began = time.perf_counter()
-            torch.manual_seed(settings.seed * 1_000_003 + step * world + rank)  # dropout depends on the step alone
-            portions = batches(step, rank, world)
+            torch.manual_seed(settings.seed * 1_000_003 + run.step * process.world + process.rank)  # dropout: by the step alone
+            portions = batches(run.step, process.rank, process.world)
             # A compiled model on a CPU is a third faster with attention written out, as long as rows are short.
-            model.fused = not (compiled and device.type == "cpu" and portions[0][0].size(1) <= 512)
-            loss = torch.zeros((), device=device)
+            model.fused = not (compiled and process.device.type == "cpu" and portions[0][0].size(1) <= 512)
+            step_loss = torch.zeros((), device=process.device)
             for number, (inputs, targets) in enumerate(portions, 1):
-                last = number == len(portions)
-                with contextlib.nullcontext() if last or world == 1 else forward.no_sync():
-                    with autocast(device, settings.precision):
-                        logits = forward(inputs.to(device, non_blocking=True))
-                    part = loss_of(logits, targets.to(device, non_blocking=True)) / len(portions)
-                    part.backward()
-                    loss += part.detach()
+                more = process.world > 1 and number < len(portions)  # gradients are shared with the last portion's
+                with forward.no_sync() if more else contextlib.nullcontext():
+                    step_loss += backward(forward, inputs.to(process.device), targets.to(process.device), len(portions), settings)
             if settings.clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             for optimizer, rates in zip(optimizers, full_rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * schedule(step, settings)
+                    group["lr"] = rate * schedule(run.step, settings)
                 optimizer.step()
                 optimizer.zero_grad()
-            step += 1
-            if step % 10 == 0 or step == settings.steps or world > 1:
-                if world > 1:
-                    dist.all_reduce(loss)
-                    loss /= world
-                last_loss = loss.item()
-            took = time.perf_counter() - began
-            seconds += took
-            rate = sum(inputs.numel() for inputs, _ in portions) * world * characters_a_token / took
-            bar.update(task, completed=step, loss=last_loss, rate=f"{rate:,.0f} characters/s")
+            run.step += 1
+            last = run.step == settings.steps
+            # Reading the loss waits for the GPU.
+            if process.device.type == "cpu" or run.step % 10 == 0 or last or run.step % settings.evaluate_every == 0:
+                loss = process.sum(step_loss).item() / process.world
+            seconds = time.perf_counter() - began
+            run.seconds += seconds
+            tokens = sum(inputs.numel() for inputs, _ in portions) * process.world
+            watch.step(run.step, loss, tokens * data.characters_per_token / seconds)
 
-            stopping = stop.anywhere(device)
-            if step % settings.evaluate_every == 0 or step == settings.steps:
-                if rank == 0 and log is not None:
-                    entry = _evaluation(model, data, settings, batches.row_length(step - 1))
-                    log.add(
-                        step=step, loss=loss.item(), **entry, learning_rate=schedule(step - 1, settings), seconds=round(seconds, 1)
-                    )
-                    bar.update(task, validation=f"validation {entry['validation']:.4f}")
-                    console.print(
-                        f"step {step}: loss {loss.item():.4f}, validation {entry['validation']:.4f} nats, "
-                        f"{entry['bits_per_character']:.4f} bits per character, {seconds:,.0f} s"
-                    )
-                    console.print(write_sample(model, data, settings)[:200].rstrip(), style="dim", highlight=False, markup=False)
-                    worse = 0 if entry["validation"] < best else worse + 1
-                    if entry["validation"] < best:
-                        best = entry["validation"]
-                        facts = {"corpus": data.meta, "training": {"step": step, **entry, "seconds": round(seconds, 1)}}
-                        checkpoint.save(out / "checkpoint", model, data.tokenizer, facts, settings.store)
-                if world > 1:
-                    shared = torch.tensor([best, worse], dtype=torch.float64, device=device)
-                    dist.broadcast(shared, 0)
-                    best, worse = shared[0].item(), int(shared[1].item())
-                saved = 0.0
-            if rank == 0 and (stopping or time.monotonic() - saved > settings.save_seconds):
-                progress = {"step": step, "best": best, "worse": worse, "seconds": seconds}
-                save_state(out / "state.safetensors", model, optimizers, settings, data.meta["sha256"], progress)
+            stopping, saving = stop.anywhere(process), time.monotonic() - saved > settings.save_seconds
+            if last or run.step % settings.evaluate_every == 0:
+                if process.first:
+                    row_length = batches.row_length(run.step - 1)
+                    entry = {"step": run.step, "loss": loss, **validate(model, data, row_length, settings.precision)}
+                    keep_if_best(model, data, settings, run, entry)
+                    append({**entry, "seconds": round(run.seconds, 1)}, out / "log.jsonl")
+                    watch.evaluation(entry, run.seconds, write_sample(model, data, settings))
+                run.best, worse = process.from_first(run.best, run.worse)
+                run.worse, saving = int(worse), True
+            if process.first and (saving or stopping):
+                save_state(out / "state.safetensors", model, optimizers, settings, data.meta["sha256"], run)
                 saved = time.monotonic()
             if stopping:
-                console.print(f"stopped at step {step}; the same command goes on from here")
+                console.print(f"stopped at step {run.step}; the same command goes on from here")
                 return out
-    console.print(f"best validation loss {best:.4f} nats: {out / 'checkpoint'}")
+    console.print(f"best validation loss {run.best:.4f} nats: {out / 'checkpoint'}")
     return out
 
 
-def _evaluation(model: GPT, data: Data, settings: Settings, row_length: int) -> dict[str, float]:
-    """The validation loss over the whole split, in nats a token and in bits a character."""
-    total, tokens = evaluate(model, data.splits["validation"], row_length, settings.precision)
-    characters = data.meta["splits"]["validation"]["characters"]
-    return {"validation": total / tokens, "bits_per_character": total / characters / math.log(2)}
+def backward(forward: Any, inputs: Tensor, targets: Tensor, portions: int, settings: Settings) -> Tensor:
+    """One portion of a batch forward and backward; gradients add up to those of the whole batch's mean loss."""
+    with autocast(inputs.device, settings.precision):
+        logits = forward(inputs)
+    loss = loss_of(logits, targets) / portions
+    loss.backward()
+    return loss.detach()
+
+
+def validate(model: GPT, data: Data, row_length: int, precision: str) -> dict[str, float]:
+    """The loss over the whole validation split, in nats a token and in bits a character."""
+    total, tokens = loss_over(model, data.splits["validation"], row_length, precision)
+    return {"validation": total / tokens, "bits_per_character": total / data.characters("validation") / math.log(2)}
+
+
+def keep_if_best(model: GPT, data: Data, settings: Settings, run: RunProgress, entry: dict[str, float]) -> None:
+    """Save the checkpoint if no evaluation before was better."""
+    run.worse += 1
+    if entry["validation"] < run.best:
+        run.best, run.worse = entry["validation"], 0
+        facts = {"corpus": data.meta, "training": {**entry, "seconds": round(run.seconds, 1)}}
+        checkpoint.save(Path(settings.out) / "checkpoint", model, data.tokenizer, facts, settings.store)
+
+
+def write_sample(model: GPT, data: Data, settings: Settings) -> str:
+    """The beginning of a text that the model writes from nothing, always with the same random numbers."""
+    model.eval()
+    now = checkpoint.Checkpoint(model, data.tokenizer)
+    (text,) = writer.write(now, [settings.seed], temperature=settings.sample_temperature, max_characters=240)
+    model.train()
+    return text
+
+
+def append(entry: dict[str, Any], log: Path) -> None:
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def forget_after(step: int, log: Path) -> None:
+    """Take back what a killed run logged after its last save: it will be logged again."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    log.write_text("".join(kept), encoding="utf-8")
+
+
+class Watch:
+    """The progress line, and a few lines for every evaluation."""
+
+    def __init__(self, settings: Settings, console: Console, step: int) -> None:
+        fields = ("step {task.completed:.0f}", "loss {task.fields[loss]:.3f}", "{task.fields[best]}", "{task.fields[rate]}")
+        percentage = TextColumn("{task.percentage:3.0f}%")
+        self.progress = Progress(
+            percentage, BarColumn(20), *map(TextColumn, fields), TimeRemainingColumn(), console=console, transient=True
+        )
+        self.task = self.progress.add_task("", total=settings.steps, completed=step, loss=math.nan, best="", rate="")
+
+    def __enter__(self) -> "Watch":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        self.progress.update(self.task, completed=step, loss=loss, rate=f"{rate:,.0f} characters/s")
+
+    def evaluation(self, entry: dict[str, float], seconds: float, sample: str) -> None:
+        nats, bits = f"{entry['validation']:.4f} nats", f"{entry['bits_per_character']:.4f} bits per character"
+        self.progress.update(self.task, best=f"validation {entry['validation']:.4f}")
+        self.progress.console.print(
+            f"step {entry['step']}: loss {entry['loss']:.4f}, validation {nats}, {bits}, {seconds:,.0f} s", highlight=False
+        )
+        self.progress.console.print(sample.rstrip(), style="dim", highlight=False, markup=False)
 
 
 def main(
@@ -355,14 +235,15 @@ def main(
     set: Annotated[list[str] | None, typer.Option(help="key=value: a setting in place of the file's. Can be repeated.")] = None,
 ) -> None:
     """Train a model and keep the best checkpoint. Ctrl-C saves and exits; the same command goes on."""
+    alone = "RANK" not in os.environ
     try:
         settings = read_settings(config, set)
-        if settings.data == DEFAULT_DATA and not (Path(DEFAULT_DATA) / "meta.json").exists() and "RANK" not in os.environ:
-            prepare.prepare_corpus(prepare.CORPUS, Path(DEFAULT_DATA), None, (90.0, 5.0, 5.0))
+        if alone and Path(settings.data) == OUT and not (OUT / "meta.json").exists():
+            prepare_corpus()
         out = train(settings)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if (out / "checkpoint").exists() and "RANK" not in os.environ:
+    if alone and (out / "checkpoint").exists():
         print(f"try it: cpgpt scene --checkpoint {out / 'checkpoint'}")
 
 
