@@ -1,5 +1,6 @@
 """The `cpgpt` command."""
 
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -49,6 +50,9 @@ def scene(
         ends = loaded.facts.get("corpus", {}).get("format", "scenes") == "scenes"
         for piece in stream(loaded, seed, temperature=temperature, max_characters=max_chars, stop=ends):
             print(piece, end="", flush=True)
+    except BrokenPipeError:  # whoever read it has had enough: cpgpt scene | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

@@ -29,6 +29,8 @@ PLAIN = {
     "": "\u00ad\u200b\u200c\u200d\u2060\ufeff",
 }
 
+_BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
 
 class UnknownCharacterError(ValueError):
     """Text holds characters that the tokenizer has no ids for. `.characters` lists them as (position, character)."""
@@ -53,7 +55,6 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         if vocabulary.get(END_OF_TEXT) != END_OF_TEXT_ID:
             raise ValueError(f"{END_OF_TEXT} has id {vocabulary.get(END_OF_TEXT)} in this tokenizer: it must be {END_OF_TEXT_ID}")
-        self._byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._bytes = {token for token in vocabulary if len(token) == 1}  # in byte-level BPE each byte is written as one letter
 
     @classmethod
@@ -95,7 +96,7 @@ class Tokenizer:
 
     @property
     def alphabet(self) -> str:
-        """The characters that encode as they are, sorted, as far as they are one byte long."""
+        """The characters that encode as they are, sorted; of those of several bytes, none is listed."""
         return "".join(sorted(c for c in map(chr, range(128)) if self._knows(c)))
 
     def _knows(self, text: str) -> bool:
@@ -148,6 +149,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": END_OF_TEXT,
             "eos_token": END_OF_TEXT,
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
         }
         return {
@@ -174,8 +176,7 @@ class Tokenizer:
 
 def _byte_letters(text: str | Iterable[str]) -> str:
     """The bytes of `text`, each as the letter that byte-level BPE writes for it."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return "".join(piece for piece, _ in byte_level.pre_tokenize_str("".join(text)))
+    return "".join(piece for piece, _ in _BYTE_LEVEL.pre_tokenize_str("".join(text)))
 
 
 def _normalizer(alphabet: set[str]) -> normalizers.Normalizer:

@@ -88,7 +88,7 @@ def prepare_text(
         ValueError: it is empty or not UTF-8. See also `write`.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error}") from error
     if not text.strip():
@@ -122,7 +122,8 @@ def write(
     if tokenizer.vocab_size > 65_536:
         raise ValueError(f"vocab_size is {tokenizer.vocab_size}: ids are stored in 16 bits, so it must be 65536 at most")
     digest = hashlib.sha256("\0".join(originals).encode()).hexdigest()
-    meta = {"sha256": digest, "vocab_size": tokenizer.vocab_size, "alphabet": tokenizer.alphabet, **facts, "splits": {}}
+    alphabet = "".join(sorted({character for text in originals for character in text}))
+    meta = {"sha256": digest, "vocab_size": tokenizer.vocab_size, "alphabet": alphabet, **facts, "splits": {}}
     with replaced_folder(out) as fresh:
         for name, documents in splits.items():
             ids = [END_OF_TEXT_ID]
