@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,17 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
         native |= device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
         precision = "bfloat16" if native else "float32"
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def wants_compiling(setting: str, device: torch.device) -> bool:
+    """Whether to compile the model: "on", "off", or "auto": on CUDA.
+
+    Raises:
+        ValueError: "on" for a CPU without a C++ compiler.
+    """
+    if setting == "on" and device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise ValueError("compile is on, but there is no C++ compiler: install g++ or clang++, or give --set compile=off")
+    return setting == "on" or (setting == "auto" and device.type == "cuda")
 
 
 def keep_freed_memory() -> None:

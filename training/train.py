@@ -4,7 +4,7 @@ Get a batch, forward, backward, clip, step, schedule, evaluate, save. A run writ
 
     checkpoint/          the best model so far by validation loss: a checkpoint that `cpgpt` and `transformers` read
     state.safetensors    all that the run needs to go on from its last save, bit for bit (on the CPU)
-    log.jsonl            a line for every evaluation
+    log.jsonl            a line for every evaluation: losses, seconds, a sample
 
 Started again after Ctrl-C, a crash or a kill, the same command goes on. `torchrun --nproc-per-node N -m training.train ...` trains
 with N processes, each on its share of every batch.
@@ -29,7 +29,7 @@ from cpgpt import checkpoint, writer
 from cpgpt.model import GPT
 from training.data import Batches, Data
 from training.evaluate import loss_of, loss_over
-from training.machine import Process, Stop, autocast, keep_freed_memory, process_group
+from training.machine import Process, Stop, autocast, keep_freed_memory, process_group, wants_compiling
 from training.prepare import OUT, prepare_corpus
 from training.settings import Settings, read_settings
 from training.state import RunProgress, load_state, save_state
@@ -101,7 +101,7 @@ def _train(settings: Settings, process: Process, stop: Stop, console: Console) -
     forward: Any = model
     if process.world > 1:
         forward = torch.nn.parallel.DistributedDataParallel(model)
-    compiled = settings.compile == "on" or (settings.compile == "auto" and process.device.type == "cuda")
+    compiled = wants_compiling(settings.compile, process.device)
     if compiled:
         forward = torch.compile(forward)
 
@@ -141,8 +141,9 @@ def _train(settings: Settings, process: Process, stop: Stop, console: Console) -
                     row_length = batches.row_length(run.step - 1)
                     entry = {"step": run.step, "loss": loss, **validate(model, data, row_length, settings.precision)}
                     keep_if_best(model, data, settings, run, entry)
-                    append({**entry, "seconds": round(run.seconds, 1)}, out / "log.jsonl")
-                    watch.evaluation(entry, run.seconds, write_sample(model, data, settings))
+                    sample = write_sample(model, data, settings)
+                    append({**entry, "seconds": round(run.seconds, 1), "sample": sample}, out / "log.jsonl")
+                    watch.evaluation(entry, run.seconds, sample)
                 run.best, worse = process.from_first(run.best, run.worse)
                 run.worse, saving = int(worse), True
             if process.first and (saving or stopping):
