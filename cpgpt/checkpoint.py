@@ -194,15 +194,18 @@ def save(
         dtype: how weights are stored: "float32", "bfloat16" or "float16".
 
     Raises:
-        ValueError: an unknown dtype.
+        ValueError: an unknown dtype; facts under a name that the checkpoint keeps for itself.
     """
+    for name in ("config", "sha256"):
+        if name in (facts or {}):
+            raise ValueError(f"facts cannot have {name!r}: that is where the checkpoint keeps its own")
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     tensors = {name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous() for name, tensor in to_stock(model).items()}
     files = {name: text.encode() for name, text in tokenizer.files().items()}
     files["model.safetensors"] = safetensors.torch.save(tensors, metadata={"format": "pt"})
     generation: dict[str, Any] = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID, "pad_token_id": END_OF_TEXT_ID}
-    generation |= {"do_sample": True, "temperature": 0.8, "max_new_tokens": model.config.block_size}
+    generation |= {"do_sample": True, "temperature": 0.8, "max_length": model.config.block_size}
     files["generation_config.json"] = _json(generation)
     sha256 = {name: hashlib.sha256(files[name]).hexdigest() for name in ("model.safetensors", "tokenizer.json")}
     ours = {"config": dataclasses.asdict(model.config), "sha256": sha256, **(facts or {})}
@@ -303,7 +306,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Files of the old folder that the new one lacks are kept. Nobody ever sees a folder with some files old and some new.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -39,6 +39,8 @@ MODERN: dict[str, Any] = {
     "qkv_bias": False,
 }
 
+LARGEST = 2**24  # of any size: more is a damaged or hostile configuration
+
 
 @dataclass(frozen=True)
 class Config:
@@ -66,10 +68,10 @@ class Config:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}: it must be a whole number of 1 or more")
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_hidden"):
+            value, least = getattr(self, name), 0 if name == "n_hidden" else 1
+            if type(value) is not int or not least <= value <= LARGEST:
+                raise ValueError(f"{name} is {value!r}: it must be a whole number from {least} to {LARGEST}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} cannot be split among {self.n_head} heads: it must be a multiple of n_head")
         choices = {"positions": ("rotary", "learned"), "norm": ("rmsnorm", "layernorm"), "activation": ("swiglu", "gelu", "relu")}
@@ -78,6 +80,15 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}")
         if self.positions == "rotary" and self.head_size % 2:
             raise ValueError(f"rotary positions turn pairs: the head size n_embd / n_head is {self.head_size}, it must be even")
+        for name in ("qk_norm", "bias", "qkv_bias", "tie_embeddings"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be true or false")
+        for name in ("norm_eps", "rope_theta", "dropout"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < 1e10:
+                raise ValueError(f"{name} is {value!r}: it must be a number of 0 or more")
+        if self.rope_theta == 0:
+            raise ValueError(f"rope_theta is {self.rope_theta!r}: it must be over 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}: it must be at least 0 and less than 1")
         if not self.n_hidden:

@@ -26,7 +26,7 @@ def probabilities(
 
     Args:
         temperature: divides the logits; 0 leaves only the likeliest id (greedy).
-        top_k: keep the `top_k` likeliest ids.
+        top_k: keep the `top_k` likeliest ids, and those as likely as the last of them.
         top_p: keep the likeliest ids that together have at least this probability (https://arxiv.org/abs/1904.09751).
         min_p: keep ids with at least this share of the likeliest one's probability (https://arxiv.org/abs/2407.01082).
 
@@ -43,7 +43,8 @@ def probabilities(
 
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.size(-1)).to(torch.float32)
-    probs = F.softmax(logits.float() / temperature, dim=-1)
+    logits = logits.cpu().double()  # so that a temperature near 0 is greedy, not infinity; not every device has float64
+    probs = F.softmax((logits - logits.max(-1, keepdim=True).values) / temperature, dim=-1).float()
     if top_k is not None and top_k < probs.size(-1):
         probs = probs.masked_fill(probs < probs.topk(top_k).values[:, -1:], 0)
     if top_p is not None and top_p < 1:
@@ -58,8 +59,8 @@ def probabilities(
 
 def sample(probs: Tensor, randoms: Sequence[float]) -> list[int]:
     """One id for each row of `probs` (B, V): the first whose cumulated probability passes the row's random number in [0, 1)."""
-    cumulated = probs.double().cumsum(-1)  # (B, V)
-    threshold = torch.tensor(randoms, dtype=torch.double, device=probs.device)[:, None] * cumulated[:, -1:]
+    cumulated = probs.cpu().double().cumsum(-1)  # (B, V); not every device has float64
+    threshold = torch.tensor(randoms, dtype=torch.double)[:, None] * cumulated[:, -1:]
     return (cumulated <= threshold).sum(-1).tolist()
 
 
@@ -113,9 +114,13 @@ def generate(
         if all(ended) or step == max_new_tokens - 1:
             return
         for stream, text in enumerate(texts):
+            if ended[stream]:  # it is computed along with the others, and nobody reads it
+                cache.lengths[stream] = 0
+                continue
             if len(text) == size:
                 texts[stream] = text = keep_newest(text, size // 2, line_breaks)
                 cache.lengths[stream] = 0
-                model(torch.tensor([text], device=device), cache.rows(slice(stream, stream + 1)))
+                if text:  # a context of one token has no half to keep
+                    model(torch.tensor([text], device=device), cache.rows(slice(stream, stream + 1)))
             text.append(drawn[stream])
         logits = model(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]  # (B, V)

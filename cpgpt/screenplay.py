@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 _NAME = re.compile(r"[A-Z][A-Z0-9 .'-]*")
-_HEADING = re.compile(r"[^a-z]*[A-Z][^a-z]*")  # a title or a place: in capitals
+_HEADING = re.compile(r"[^a-zA-Z]*[A-Z][^a-z]*")  # a title or a place: in capitals
 SCENE = "SCENE: "
 
 
@@ -118,7 +118,7 @@ def parse(text: str) -> Scene:
         else:
             faults.append(Fault(number, f"not a line of dialogue (NAME: what is said): {row!r}" if row else "a blank line"))
     if not any(isinstance(item, Line) for item in items):
-        faults.append(Fault(len(rows), "nobody speaks"))
+        faults.append(Fault(max(1, len(rows)), "nobody speaks"))
     if faults:
-        raise ScreenplayError(faults)
+        raise ScreenplayError(sorted(faults, key=lambda fault: fault.line))
     return Scene(title, place, tuple(items))

@@ -29,6 +29,9 @@ PLAIN = {
     "": "\u00ad\u200b\u200c\u200d\u2060\ufeff",
 }
 
+# What NFKD takes off a letter and may be dropped. Not the strokes that change what a sign means, such as that of a "not equal".
+ACCENTS = "[\u0300-\u0333\u0339-\u036f]"
+
 _BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
@@ -68,7 +71,7 @@ class Tokenizer:
         letters = sorted({letter for text in texts for letter in _byte_letters(set(text))})
         if vocab_size is not None and vocab_size <= len(letters):
             raise ValueError(
-                f"vocab_size is {vocab_size}: the text has {len(letters)} bytes, so it must be over {len(letters) + 1}"
+                f"vocab_size is {vocab_size}: the text has {len(letters)} bytes, so it must be at least {len(letters) + 1}"
             )
         vocabulary = {token: id for id, token in enumerate([END_OF_TEXT, *letters])}
         backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
@@ -109,7 +112,8 @@ class Tokenizer:
             UnknownCharacterError: names each character that has none, and its position in `text`.
         """
         normalizer = self.backend.normalizer
-        foreign = {c for c in set(text) if not self._knows(normalizer.normalize_str(c) if normalizer else c)}
+        half = {c for c in set(text) if "\ud800" <= c <= "\udfff"}  # half a character, which has no bytes
+        foreign = half | {c for c in set(text) - half if not self._knows(normalizer.normalize_str(c) if normalizer else c)}
         if foreign:
             raise UnknownCharacterError([(i, c) for i, c in enumerate(text) if c in foreign], self.alphabet)
         return normalizer.normalize_str(text) if normalizer else text
@@ -166,12 +170,15 @@ class Tokenizer:
             ValueError: the file is not a tokenizer, or has no `<|endoftext|>` with id 0.
         """
         path = Path(folder) / "tokenizer.json"
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
         try:
-            backend = Backend.from_str(text)
+            backend = Backend.from_str(data.decode())
         except Exception as error:  # `tokenizers` raises bare Exception
             raise ValueError(f"{path} is not a tokenizer: {error}") from error
-        return cls(backend)
+        try:
+            return cls(backend)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _byte_letters(text: str | Iterable[str]) -> str:
@@ -187,5 +194,5 @@ def _normalizer(alphabet: set[str]) -> normalizers.Normalizer:
         if missing:
             steps.append(normalizers.Replace(Regex(f"[{missing}]"), plain))
     if all(ord(c) < 128 for c in alphabet):
-        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+        steps += [normalizers.NFKD(), normalizers.Replace(Regex(ACCENTS), "")]
     return normalizers.Sequence(steps)

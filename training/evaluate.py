@@ -1,6 +1,6 @@
 """How good a checkpoint is: `python -m training.evaluate CHECKPOINT`.
 
-Bits per character on text that it never saw, and four questions to what it writes: is it words, is it copied, is it a scene?
+Bits per character on text that it never saw, and three questions to what it writes: is it words, is it copied, is it a scene?
 """
 
 import json
@@ -112,7 +112,7 @@ def main(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.", show_default="the embedded one")
     ] = EMBEDDED,
     data: Annotated[Path, typer.Option(help="The prepared text that it was trained on.")] = Path("data/centralperk"),
-    scenes: Annotated[int, typer.Option(min=0, help="How many scenes to write.")] = 200,
+    scenes: Annotated[int, typer.Option(min=0, help="How many scenes to write.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="At which temperature.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first scene; the next ones count up.")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -134,7 +134,9 @@ def main(
             figures[f"{split} bits per character"] = nats / prepared.characters(split) / math.log(2)
     texts: list[str] = []
     for start in track(range(0, scenes, BATCH), "writing", console=console, transient=True):
-        texts += writer.write(loaded, range(seed + start, seed + min(scenes, start + BATCH)), temperature=temperature)
+        texts += writer.write(
+            loaded, range(seed + start, seed + min(scenes, start + BATCH)), temperature=temperature, max_characters=1500
+        )
     if texts:
         decoded = {name: _text(prepared, name) for name in prepared.splits}
         figures["words of the corpus"] = known_word_share(texts, "\n".join(decoded.values()))
