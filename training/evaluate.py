@@ -77,7 +77,8 @@ def copied_share(texts: list[str], source: str, span: int = SPAN) -> float:
     copied = total = 0
     for text in texts:
         inside = np.zeros(len(text) + 1, dtype=np.int64)  # +1 where a copied stretch starts, -1 where it ends
-        starts = np.flatnonzero(np.isin(_hashes(text, span), known))
+        hashes = _hashes(text, span)
+        starts = np.flatnonzero(known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes)
         np.add.at(inside, starts, 1)
         np.add.at(inside, starts + span, -1)
         copied += int((inside.cumsum() > 0).sum())
