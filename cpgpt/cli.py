@@ -33,13 +33,13 @@ def main(
 @app.command()
 def scene(
     temperature: Annotated[
-        float, typer.Option(min=0, help="0: always the likeliest; 0.5: careful; 1.0: as it learned; above: wild.")
+        float, typer.Option(help="0: always the likeliest; 0.5: careful; 1.0: as it learned; above: wild.")
     ] = 0.8,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed gives the same scene.", show_default="a new one each time")
+        int | None, typer.Option(help="The same seed gives the same scene.", show_default="a new one each time")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint folder.", show_default="the embedded one")] = None,
-    max_chars: Annotated[int, typer.Option(min=1, help="End a scene that does not end by itself.")] = 2_000,
+    max_chars: Annotated[int, typer.Option(help="End a scene that does not end by itself.")] = 2_000,
 ) -> None:
     """Type a scene, as the model writes it."""
     from cpgpt import load_checkpoint, stream  # here, so that --help does not wait for PyTorch

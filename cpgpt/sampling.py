@@ -93,10 +93,14 @@ def generate(
     longer than the context is cut the same way.
 
     Raises:
-        ValueError: no prompt, an empty one, or not one seed for each; a sampling argument out of range.
+        ValueError: no prompt, an empty one, or not one seed for each; an argument out of its range.
     """
     if not prompts or not all(prompts) or len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, each with an id and a seed")
+    if min(seeds) < 0:
+        raise ValueError(f"seed is {min(seeds)}: it must be 0 or more")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
     device, size = model.head.weight.device, model.config.block_size
     cache = Cache(model.config, len(prompts), device)
     texts = [keep_newest(prompt, size, line_breaks) for prompt in prompts]  # what each stream's cache stands for

@@ -28,6 +28,8 @@ def stream(
         stop: end at `<|endoftext|>`; False is for a model of one endless text, which never learned where to end.
         temperature, top_k, top_p, min_p: see `sampling.probabilities`, also for the errors raised.
     """
+    if max_characters < 1:
+        raise ValueError(f"max_characters is {max_characters}: it must be 1 or more")
     decoder, left = checkpoint.tokenizer.stream(), max_characters
     steps = generate(
         checkpoint.model,

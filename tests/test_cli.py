@@ -51,9 +51,9 @@ def test_the_scene_comes_as_it_is_written() -> None:
     [
         (["--checkpoint", "no/such/folder"], "error: there is no checkpoint folder no/such/folder"),
         (["--checkpoint", "training"], "error: training has no config.json"),
-        (["--temperature", "-1"], "-1"),
-        (["--max-chars", "0"], "0"),
-        (["--seed", "-3"], "-3"),
+        (["--temperature", "-1"], "error: temperature is -1.0: it must be 0 (greedy) or more"),
+        (["--max-chars", "0"], "error: max_characters is 0: it must be 1 or more"),
+        (["--seed", "-3"], "error: seed is -3: it must be 0 or more"),
     ],
 )
 def test_bad_input_is_an_error_that_names_it(arguments: list[str], message: str) -> None:

@@ -170,7 +170,7 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(data: Path
     (tmp_path / "two").mkdir()
     one, two = (configuration(tmp_path / name, data, **settings) for name in ("one", "two"))
     assert run_module("training.train", str(one)).returncode == 0
-    result = run_module("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "training.train", str(two))
+    result = run_module("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.train", str(two))
     assert result.returncode == 0, result.stderr
     curves = [[(entry["loss"], entry["validation"]) for entry in log_of(tmp_path / name / "run")] for name in ("one", "two")]
     assert len(curves[0]) == 4
@@ -179,7 +179,7 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(data: Path
 
 def test_a_batch_that_cannot_be_shared_is_an_error(data: Path, tmp_path: Path) -> None:
     config = configuration(tmp_path, data, batch_size=7)
-    result = run_module("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "training.train", str(config))
+    result = run_module("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.train", str(config))
     assert result.returncode != 0
     assert "batch_size 7 cannot be shared by 2 processes" in result.stderr
 

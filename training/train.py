@@ -6,8 +6,8 @@ Get a batch, forward, backward, clip, step, schedule, evaluate, save. A run writ
     state.safetensors    all that the run needs to go on from its last save, bit for bit (on the CPU)
     log.jsonl            a line for every evaluation: losses, seconds, a sample
 
-Started again after Ctrl-C, a crash or a kill, the same command goes on. `torchrun --nproc-per-node N -m training.train ...` trains
-with N processes, each on its share of every batch.
+Started again after Ctrl-C, a crash or a kill, the same command goes on. `torchrun --standalone --nproc-per-node N -m training.train
+...` trains with N processes, each on its share of every batch.
 """
 
 import contextlib
