@@ -284,7 +284,7 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.fused = True  # False: attention is written out, which is faster for short rows in a compiled model on a CPU
+        self.fused = True  # False: attention is written out, which trains faster on a CPU where rows are short
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)

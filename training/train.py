@@ -111,8 +111,8 @@ def _train(settings: Settings, process: Process, stop: Stop, console: Console) -
             began = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + run.step * process.world + process.rank)  # dropout: by the step alone
             portions = batches(run.step, process.rank, process.world)
-            # A compiled model on a CPU is a third faster with attention written out, as long as rows are short.
-            model.fused = not (compiled and process.device.type == "cpu" and portions[0][0].size(1) <= 512)
+            # On a CPU, PyTorch's fused attention is slow backward: for short rows a step is a third faster with attention written out.
+            model.fused = process.device.type != "cpu" or portions[0][0].size(1) > (512 if compiled else 64)
             step_loss = torch.zeros((), device=process.device)
             for number, (inputs, targets) in enumerate(portions, 1):
                 more = process.world > 1 and number < len(portions)  # gradients are shared with the last portion's
