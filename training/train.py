@@ -111,7 +111,7 @@ def _train(settings: Settings, process: Process, stop: Stop, console: Console) -
             began = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + run.step * process.world + process.rank)  # dropout: by the step alone
             portions = batches(run.step, process.rank, process.world)
-            # On a CPU, PyTorch's fused attention is slow backward: for short rows a step is a third faster with attention written out.
+            # On a CPU, PyTorch's fused attention is slow backward: with short rows, a step is a third faster written out.
             model.fused = process.device.type != "cpu" or portions[0][0].size(1) > (512 if compiled else 64)
             step_loss = torch.zeros((), device=process.device)
             for number, (inputs, targets) in enumerate(portions, 1):
