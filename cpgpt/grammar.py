@@ -347,7 +347,10 @@ class Grammar:
         self._start_item(state)
 
     def _start_item(self, state: State) -> None:
-        """A line of whoever may speak now, or a direction. Nobody speaks twice in a row where anything else is possible."""
+        """A line of whoever may speak now, or a direction.
+
+        Nobody speaks twice in a row where anything else is possible, unless something has happened between.
+        """
         state.inside, state.at = OPTIONS, 0
         rules, counts = self.rules, state.counts
         if sum(counts) >= rules.max_lines:
@@ -360,7 +363,7 @@ class Grammar:
             then = (*counts[:who], counts[who] + 1, *counts[who + 1 :])
             if first and _completes(rules, then, who):
                 speakers.append(who)
-        if len(speakers) > 1 or _may_end(rules, counts):
+        if not state.after_direction and (len(speakers) > 1 or _may_end(rules, counts)):
             speakers = [who for who in speakers if who != state.speaker]
         state.options = tuple(self._names[who] for who in speakers)
         if state.directions < rules.max_directions and not state.after_direction:
