@@ -178,9 +178,9 @@ def test_a_reader_accepts_what_parse_accepts_and_nothing_else(text: str, cut: in
 def test_a_reader_has_the_error_that_parse_has() -> None:
     reader = SceneReader()
     reader.feed("SCENE: HERE\n\nROSS: Hi.\nRo")
-    with pytest.raises(ScreenplayError, match="^line 4: not a line of dialogue .*'Ross'$"):
+    with pytest.raises(ScreenplayError, match=r"^line 4: not a line of dialogue .*'Ross'$"):
         reader.feed("ss\nROSS:")
-    with pytest.raises(ScreenplayError, match="^line 3: nobody speaks"):
+    with pytest.raises(ScreenplayError, match=r"^line 3: nobody speaks"):
         fed("SCENE: HERE\n\n(So.)\n", [])
 
 
