@@ -52,6 +52,9 @@ class _Work:
     read: int = 0  # ids up to here are in the cache, those before `offset` no longer
     randoms: np.ndarray = field(default_factory=lambda: np.empty(0))
     randoms_from: int = 0  # the position that the first of them is for
+    # How many drafted ids were expected to be right, and were: it starts as if that had agreed a few times.
+    expected: float = 8.0
+    accepted: float = 8.0
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     # One step's plan: how many ids are read, the draft behind them, and the grammar's state before and after each drafted id.
     pending: int = 0
@@ -359,7 +362,11 @@ class Engine:
         most = min(work.left - 1, self.block_size - (len(work.ids) - work.offset))
         if self.drafts is None or most < 1:
             return
-        for id in self.drafts.propose(work.ids, most, len(self._running)):
+        # A row more pays where it is likelier to be right than its share of a step's costs, which grows with the crowd.
+        least = min(0.6, 2 * self.runner.row_cost * len(self._running))
+        draft, expected = self.drafts.propose(work.ids, most, least, work.accepted / work.expected)
+        work.expected += expected
+        for id in draft:
             state = work.states[-1]
             if state is not None and work.grammar is not None:
                 if not work.grammar.allowed(state)[id]:
@@ -417,6 +424,7 @@ class Engine:
             if id != draft or work.ended:
                 break
             work.read += 1
+            work.accepted += 1
         while work.grammar is not None and work.state is not None and not work.ended:
             forced = work.grammar.forced(work.state)
             if forced is None:

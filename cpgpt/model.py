@@ -285,9 +285,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.fused = True  # False: attention is written out, which trains faster on a CPU where rows are short
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        # `initialise` fills it: nn.Embedding's own start would cost a second of imports where there are shapes only (device "meta").
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embd), freeze=False)
         if config.positions == "learned":
-            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+            self.position_embedding = nn.Embedding.from_pretrained(torch.empty(config.block_size, config.n_embd), freeze=False)
         else:
             for name, table in zip(("cos", "sin"), rotary_table(config), strict=True):
                 self.register_buffer(name, table, persistent=False)
@@ -297,7 +298,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.initialise()
+        if not self.embedding.weight.is_meta:  # shapes without numbers, for whoever loads them
+            self.initialise()
 
     def initialise(self) -> None:
         """GPT-2's start: normal with standard deviation 0.02; what adds to the stream is scaled by 1 / sqrt(additions)."""
