@@ -44,9 +44,17 @@ def why_not(config: Config) -> str | None:
     return None
 
 
-def compiler() -> str | None:
-    """The C++ compiler: $CXX, or the first there is of c++, g++ and clang++."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
+def compiler() -> str:
+    """The C++ compiler: $CXX, or the first there is of c++, g++ and clang++.
+
+    Raises:
+        KernelError: there is none.
+    """
+    wanted = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [wanted] if wanted else ["c++", "g++", "clang++"])), None)
+    if found is None:
+        raise KernelError(f"$CXX is {wanted!r}: there is no such compiler" if wanted else "no C++ compiler: install g++ or clang++")
+    return found
 
 
 def cache_folder() -> Path:
@@ -82,8 +90,6 @@ def build() -> Path:
         KernelError: there is no compiler, or it failed.
     """
     found = compiler()
-    if found is None:
-        raise KernelError("there is no C++ compiler: install g++ or clang++")
     version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
     key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, version, processor()]).encode()).hexdigest()[:16]
     try:
@@ -106,7 +112,11 @@ def build() -> Path:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build()))
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # damaged, or built on another system that shares the folder
+        raise KernelError(f"{path} cannot be loaded, delete it: {error}") from error
     library.forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, *[ctypes.c_void_p] * 4]
     library.forward.restype = None
     library.make_team.argtypes, library.make_team.restype = [ctypes.c_int32], ctypes.c_void_p
