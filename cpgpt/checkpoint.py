@@ -149,7 +149,7 @@ def to_stock(model: GPT) -> dict[str, Tensor]:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Inside, `torch.nn.init` does nothing. On the meta device it has nothing to do, but it imports PyTorch's compiler: over a second."""
+    """Inside, `torch.nn.init` does nothing: on the meta device it would only import PyTorch's compiler, for over a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
