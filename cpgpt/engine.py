@@ -6,11 +6,13 @@ and leave between steps. What a stream draws depends on its own ids and seed alo
 without drafts: a drafted id is kept only where it is the one that was drawn.
 """
 
+import atexit
 import codecs
 import contextlib
 import itertools
 import queue
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -205,6 +207,8 @@ class Engine:
         self._waiting: deque[_Work] = deque()
         self._lock = threading.Lock()  # over the four above and the thread
         self._thread: threading.Thread | None = None
+        self._stopped = False
+        _engines.add(self)
 
     @property
     def running(self) -> int:
@@ -271,7 +275,7 @@ class Engine:
             with self._lock:
                 self._forget_closed()
                 self._admit()
-                if not self._running:
+                if not self._running or self._stopped:
                     self._thread = None
                     return
             try:
@@ -279,6 +283,12 @@ class Engine:
             except Exception as error:  # the model's own: nobody's text can go on
                 for work in self._running:
                     self._end(work, error)
+
+    def stop(self) -> None:
+        """Stop between two steps; what is being written stays as it is. For the end of the process."""
+        self._stopped, thread = True, self._thread
+        if thread is not None:
+            thread.join()
 
     # Who has a place
 
@@ -461,6 +471,16 @@ class Engine:
     def _end(self, work: _Work, error: BaseException) -> None:
         work.ended = True
         work.pieces.put(error)
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that is inside of PyTorch when the interpreter goes away aborts the process."""
+    for engine in list(_engines):
+        engine.stop()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
