@@ -47,6 +47,7 @@ class _Work:
     left: int  # how many ids may still be drawn
     stop_id: int | None
     pieces: "queue.SimpleQueue[str | BaseException | None]" = field(default_factory=queue.SimpleQueue)  # text; None at the end
+    text: bytes = b""  # what is given out first, once there is a place
     closed: bool = False
     ended: bool = False
     place: int = -1
@@ -255,8 +256,7 @@ class Engine:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
         work = _Work(list(prompt), seed, sampling, grammar, state.copy() if state else None, max_new_tokens, stop_id)
-        if text:
-            work.pieces.put(text)
+        work.text = text.encode() + self._add_forced(work)
         work.offset = work.read = len(work.ids) - len(keep_newest(work.ids, self.block_size, self._line_breaks))
         with self._lock:
             self._forget_closed()
@@ -328,6 +328,7 @@ class Engine:
             self._free.remove(work.place)
             self._held[work.place] = work
             self._running.append(work)
+            self._give(work, work.text)
 
     # One step
 
@@ -435,16 +436,25 @@ class Engine:
                 break
             work.read += 1
             work.accepted += 1
-        while work.grammar is not None and work.state is not None and not work.ended:
-            forced = work.grammar.forced(work.state)
-            if forced is None:
-                break
-            text += self._add(work, forced)
+        self._give(work, text + self._add_forced(work))
+
+    def _give(self, work: _Work, text: bytes) -> None:
+        """Give out what was written, up to the last whole character."""
         piece = work.decoder.decode(text, final=work.ended)
         if piece:
             work.pieces.put(piece)
         if work.ended:
             work.pieces.put(None)
+
+    def _add_forced(self, work: _Work) -> bytes:
+        """Add the ids that must come next: nothing has to be drawn for them."""
+        text = b""
+        while work.grammar is not None and work.state is not None and not work.ended:
+            forced = work.grammar.forced(work.state)
+            if forced is None:
+                break
+            text += self._add(work, forced)
+        return text
 
     def _add(self, work: _Work, id: int, state: State | None = None) -> bytes:
         """Add one id; `state` is the grammar's state after it, where it is known already."""

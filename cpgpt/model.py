@@ -159,8 +159,9 @@ def rotary_table(config: Config) -> tuple[Tensor, Tensor]:
 
     Frequencies fall geometrically from 1 to 1 / rope_theta: the first pairs of a head tell near tokens apart, the last far ones.
     """
-    exponents = torch.arange(0, config.head_size, 2).float() / config.head_size
-    angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-exponents)
+    cpu = torch.device("cpu")  # also where a model is made on the meta device, whose arithmetic imports PyTorch's compiler first
+    exponents = torch.arange(0, config.head_size, 2, device=cpu).float() / config.head_size
+    angles = torch.outer(torch.arange(config.block_size, device=cpu).float(), config.rope_theta**-exponents)
     return angles.cos(), angles.sin()
 
 
@@ -285,10 +286,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.fused = True  # False: attention is written out, which trains faster on a CPU where rows are short
-        # `initialise` fills it: nn.Embedding's own start would cost a second of imports where there are shapes only (device "meta").
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embd), freeze=False)
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
-            self.position_embedding = nn.Embedding.from_pretrained(torch.empty(config.block_size, config.n_embd), freeze=False)
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         else:
             for name, table in zip(("cos", "sin"), rotary_table(config), strict=True):
                 self.register_buffer(name, table, persistent=False)
@@ -298,8 +298,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        if not self.embedding.weight.is_meta:  # shapes without numbers, for whoever loads them
-            self.initialise()
+        self.initialise()
 
     def initialise(self) -> None:
         """GPT-2's start: normal with standard deviation 0.02; what adds to the stream is scaled by 1 / sqrt(additions)."""
