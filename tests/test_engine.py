@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import cpgpt
-from cpgpt.engine import PROMPT_ROWS, BusyError, Engine, Stream
+from cpgpt.engine import PROMPT_ROWS, BusyError, Engine, Stream, _Work
 from cpgpt.grammar import Grammar, Rules, State
 from cpgpt.kernel import Kernel
 from cpgpt.model import GPT, Config
@@ -538,8 +538,8 @@ def memory() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def alive(kind: str) -> int:
-    return sum(type(thing).__name__ == kind for thing in gc.get_objects())
+def alive(kind: type) -> int:
+    return sum(type(thing) is kind for thing in gc.get_objects())
 
 
 def test_streams_come_and_go_for_a_minute_and_nothing_is_left_behind() -> None:
@@ -621,8 +621,8 @@ def test_streams_come_and_go_for_a_minute_and_nothing_is_left_behind() -> None:
     until(lambda: engine.running == engine.waiting == 0)
     gc.collect()
     assert not any(thread.name == "cpgpt-engine" for thread in threading.enumerate())
-    assert alive("Stream") == 0
-    assert alive("_Work") <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
+    assert alive(Stream) == 0
+    assert alive(_Work) <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
     third = len(megabytes) // 3
     assert max(megabytes[2 * third :]) - max(megabytes[:third]) < 20
     last = [submit(engine, number) for number in (*requests[:31], 3)]  # every place can be had again
