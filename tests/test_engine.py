@@ -622,7 +622,7 @@ def test_streams_come_and_go_for_a_minute_and_nothing_is_left_behind() -> None:
     gc.collect()
     assert not any(thread.name == "cpgpt-engine" for thread in threading.enumerate())
     assert alive("Stream") == 0
-    assert alive("_Work") <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
+    assert alive("Work") <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
     third = len(megabytes) // 3
     assert max(megabytes[2 * third :]) - max(megabytes[:third]) < 20
     last = [submit(engine, number) for number in (*requests[:31], 3)]  # every place can be had again
