@@ -4,6 +4,7 @@ The random number of a draw depends on the stream's seed and on the position of 
 generator, Salmon et al. 2011). So the same seed gives the same text, alone or in a batch, however the steps are grouped.
 """
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,15 +40,15 @@ class Sampling:
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature!r}: it must be 0 (greedy) or more")
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+        if self.top_k is not None and (not _is_number(self.top_k, numbers.Integral) or self.top_k < 1):
             raise ValueError(f"top_k is {self.top_k!r}: it must be a whole number, 1 or more")
         for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
             if value is not None and (not _is_number(value) or not 0 < value <= 1):
                 raise ValueError(f"{name} is {value!r}: it must be over 0 and at most 1")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def probabilities(logits: np.ndarray, how: Sampling) -> np.ndarray:

@@ -6,21 +6,23 @@ Knows nothing about terminals, pages or where a checkpoint comes from.
 import difflib
 import functools
 import itertools
-import operator
+import numbers
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cpgpt.checkpoint import Checkpoint
-from cpgpt.engine import AnyStream, Engine, Stream
+from cpgpt.engine import Engine
 from cpgpt.grammar import Grammar, Rules
 from cpgpt.runner import make_runner
 from cpgpt.sampling import Sampling
 from cpgpt.screenplay import SCENE, Direction, Line, Scene, parse
+from cpgpt.stream import AnyStream, Stream
 from cpgpt.tokenizer import END_OF_TEXT_ID
 
 TEMPERATURE = 0.8
+MAX_TOKENS = 1_000_000  # of a scene: its grammar ends it long before
 MAX_CHARACTERS = 2_000  # where a text ends that does not end by itself
 SEEDS = 2**32  # a seed that is drawn is below this, one that is given below 2**64
 History = Scene | Sequence[Line | Direction | tuple[str, str]]
@@ -124,6 +126,7 @@ class SceneWriter:
             ValueError: an argument that cannot be; the message says what can.
             BusyError: too many streams at once.
         """
+        self._check_scenes()
         rules: dict[str, Any] = self._cast(character, cast) | self._lines(lines)
         text, at = "", "title"
         if place is not None:
@@ -180,6 +183,9 @@ class SceneWriter:
         """
         if isinstance(history, Scene):
             title, place, history = title or history.title, place or history.place, history.items
+        if isinstance(history, str) or not isinstance(history, Sequence):
+            raise ValueError(f"history is {history!r}: give a scene, or a list of lines, directions and (speaker, text) pairs")
+        self._check_scenes()
         place = one_of("place", place, self.places) if place is not None else self.places[0] if self.places else ""
         items = [self._item(item) for item in history]
         if character is not None:
@@ -218,11 +224,11 @@ class SceneWriter:
         """
         if max_characters < 1:
             raise ValueError(f"max_characters is {max_characters}: it must be 1 or more")
-        stream = self.engine.submit(
+        stream: Stream = self.engine.submit(
             [END_OF_TEXT_ID, *self.tokenizer.encode(prompt)],
             seed=self._seed(seed),
             sampling=Sampling(temperature),
-            max_new_tokens=max_characters,
+            max_new_tokens=4 * max_characters,  # a character has four bytes at most, and `islice` ends it
             stop_id=END_OF_TEXT_ID if stop else None,
         )
         return itertools.islice(stream, max_characters)
@@ -242,7 +248,7 @@ class SceneWriter:
             [END_OF_TEXT_ID, *(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)],
             seed=self._seed(seed),
             sampling=sampling,
-            max_new_tokens=10 * self.block_size,  # the grammar ends it long before
+            max_new_tokens=MAX_TOKENS,
             grammar=grammar,
             state=grammar.start(at),
             text=prompt if isinstance(prompt, str) else "",
@@ -258,35 +264,44 @@ class SceneWriter:
             started.append(start(seed))
         yield from started
 
-    def _rules(self, **changes: Any) -> Rules:
+    def _check_scenes(self) -> None:
         if not self.writes_scenes:
             raise ValueError(f"the checkpoint {self.name} was not trained on scenes: use stream_text, or load another")
+
+    def _rules(self, **changes: Any) -> Rules:
         return Rules.of(self.facts, **changes)
 
     def _cast(self, character: str | None, cast: Sequence[str] | None) -> dict[str, Any]:
         lead = None if character is None else one_of("character", character, self.characters)
         if cast is None:
             return {"lead": lead}
-        if isinstance(cast, str):
+        if isinstance(cast, str) or not isinstance(cast, Sequence):
             raise ValueError(f"cast is {cast!r}: it must be a list of names, such as {list(self.characters[:2])}")
         names = ([lead] if lead else []) + [one_of("character in the cast", name, self.characters) for name in cast]
-        return {"lead": lead, "cast": tuple(dict.fromkeys(names)), "everyone": True}
+        names = list(dict.fromkeys(names))
+        if len(names) < 2:
+            raise ValueError(f"a cast of {len(names)} ({', '.join(names)}): at least 2 speak in a scene")
+        fewest = min(len(names), self.facts["lengths"]["speakers_of_a_scene"]["min"])
+        return {"lead": lead, "cast": tuple(names), "everyone": True, "min_speakers": fewest}
 
     def _lines(self, lines: int | tuple[int, int] | None) -> dict[str, int]:
         if lines is None:
             return {}
         most = self.facts["lengths"]["lines_of_a_scene"]["max"]
-        pair = (lines, lines) if isinstance(lines, int) else tuple(lines)
-        if len(pair) != 2 or not all(isinstance(n, int) for n in pair) or not 2 <= pair[0] <= pair[1] <= most:
+        pair: tuple[Any, ...] = (lines, lines) if _is_whole(lines) else tuple(lines) if isinstance(lines, Sequence) else ()
+        if len(pair) != 2 or not all(map(_is_whole, pair)) or not 2 <= pair[0] <= pair[1] <= most:
             raise ValueError(f"lines is {lines!r}: give a number of lines from 2 to {most}, or (least, most)")
-        return {"min_lines": pair[0], "max_lines": pair[1]}
+        return {"min_lines": int(pair[0]), "max_lines": int(pair[1])}
 
     def _title(self, title: str) -> str:
         """A user's title in the corpus's form."""
         forms, most = self.facts["title_forms"], self.facts["lengths"]["characters_of_a_title"]["max"]
-        plain = " ".join(self.tokenizer.plain(title).upper().split())
-        if not any(character.isalnum() for character in plain):
-            raise ValueError(f"title is {title!r}: give one with a word in it, such as {forms[0].lower()} the flaky test")
+        if not isinstance(title, str):
+            raise ValueError(f"title is {title!r}: it must be a text")
+        plain = " ".join(self.tokenizer.plain(title.upper()).split())
+        if plain in forms or not any(character.isalnum() for character in plain):
+            such = f", such as {forms[0].lower()} the flaky test" if forms else ""
+            raise ValueError(f"title is {title!r}: give one with a word in it{such}")
         if forms and not plain.startswith(tuple(f"{form} " for form in forms)):
             plain = f"{forms[0]} {plain}"
         if len(plain) > most:
@@ -297,7 +312,11 @@ class SceneWriter:
         """A line or a direction of a conversation, in the alphabet and within the corpus's length."""
         if isinstance(item, Direction):
             return Direction(self._text(item.text, "characters_of_a_direction"))
-        speaker, text = (item.speaker, item.text) if isinstance(item, Line) else item
+        if isinstance(item, Line):
+            item = (item.speaker, item.text)
+        if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], str):
+            raise ValueError(f"{item!r} is not a line, a direction or a (speaker, text) pair")
+        speaker, text = item
         return Line(one_of("speaker", speaker, self.characters), self._text(text, "characters_of_a_line"))
 
     def _text(self, text: str, length: str) -> str:
@@ -312,9 +331,13 @@ class SceneWriter:
     def _seed(self, seed: int | None) -> int:
         if seed is None:
             return secrets.randbelow(SEEDS)
-        if not 0 <= (seed := operator.index(seed)) < 2**64:
-            raise ValueError(f"seed is {seed}: it must be from 0 to {2**64 - 1}")
-        return seed
+        if not _is_whole(seed) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed!r}: it must be a whole number from 0 to {2**64 - 1}")
+        return int(seed)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def one_of(what: str, name: str, names: Sequence[str]) -> str:

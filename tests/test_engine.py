@@ -17,13 +17,14 @@ import pytest
 import torch
 
 import cpgpt
-from cpgpt.engine import PROMPT_ROWS, BusyError, Engine, Stream, _Work
+from cpgpt.engine import PROMPT_ROWS, BusyError, Engine
 from cpgpt.grammar import Grammar, Rules, State
 from cpgpt.kernel import Kernel
 from cpgpt.model import GPT, Config
 from cpgpt.runner import PlainRunner, Runner
 from cpgpt.sampling import Sampling, keep_newest, probabilities, sample, uniforms
 from cpgpt.screenplay import parse
+from cpgpt.stream import Stream, Work
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 from tests.commands import ENVIRONMENT, ROOT
 from tests.conftest import TOKENIZER, random_ids, randomised, tiny
@@ -254,6 +255,7 @@ def test_a_stream_can_be_iterated_taken_and_read_whole(model: GPT) -> None:
 def test_take_never_waits(watched: Watched) -> None:
     engine = engine_on(watched, watched.runner.model, places=8)  # type: ignore[attr-defined]
     stream = start(engine, text="So: ")
+    watched.entered.put(watched.entered.get(timeout=PATIENCE))  # it has a place
     assert stream.take() == "So: "
     assert [stream.take() for _ in range(3)] == ["", "", ""]
     watched.step()
@@ -622,7 +624,7 @@ def test_streams_come_and_go_for_a_minute_and_nothing_is_left_behind() -> None:
     gc.collect()
     assert not any(thread.name == "cpgpt-engine" for thread in threading.enumerate())
     assert alive(Stream) == 0
-    assert alive(_Work) <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
+    assert alive(Work) <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
     third = len(megabytes) // 3
     assert max(megabytes[2 * third :]) - max(megabytes[:third]) < 20
     last = [submit(engine, number) for number in (*requests[:31], 3)]  # every place can be had again
