@@ -276,7 +276,7 @@ class GPT(nn.Module):
     """The whole model: embed, add the blocks' findings one after the other, predict the next id at every position.
 
     The context is `block_size` tokens, counted from where a stream was started: past it a forward pass raises `ValueError`, in
-    both shapes. Whoever generates further drops the oldest half at a line break and reads the rest again (`sampling.generate`).
+    both shapes. Whoever generates further drops the oldest half at a line break and reads the rest again (`engine.py`).
     """
 
     cos: Tensor

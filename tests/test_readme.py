@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cpgpt.cli import app
 from tests.commands import ENVIRONMENT, ROOT, run_module
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +31,15 @@ def test_the_scene_at_the_top_is_what_its_command_types() -> None:
     assert command
     result = run_module("cpgpt", *command[1].split())
     assert result.stdout == shown[1], result.stderr
+
+
+def test_the_commands_that_write_scenes_run_as_printed() -> None:
+    commands = [line for line in COMMANDS if line.startswith(".venv/bin/cpgpt") and "--checkpoint" not in line]
+    assert {shlex.split(line)[1] for line in commands} == {"scene", "chat", "cast"}
+    for line in commands:
+        result = CliRunner().invoke(app, shlex.split(line)[1:], input="So, is it down again?\n")
+        assert result.exit_code == 0, f"{line}: {result.stderr}"
+        assert ": " in result.stdout
 
 
 def test_make_targets_of_the_readme_exist() -> None:
