@@ -8,17 +8,17 @@
 Importing this touches no network and reads no weights.
 """
 
-from importlib import metadata
 from pathlib import Path
 
 from cpgpt.checkpoint import Checkpoint, CheckpointError
 from cpgpt.checkpoint import load as _load
+from cpgpt.hub import HubError
 from cpgpt.model import GPT, Cache, Config
 from cpgpt.screenplay import Direction, Line, Scene, ScreenplayError, parse
 from cpgpt.tokenizer import Tokenizer, UnknownCharacterError
 from cpgpt.writer import stream, write
 
-__version__ = metadata.version("centralperkgpt")
+__version__ = "0.1.0"  # also the distribution's; the Space runs this folder without installing it
 __all__ = [
     "GPT",
     "Cache",
@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "Config",
     "Direction",
+    "HubError",
     "Line",
     "Scene",
     "ScreenplayError",

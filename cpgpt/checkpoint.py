@@ -31,7 +31,7 @@ from cpgpt.model import CLASSIC, GPT, MODERN, Config, rotary_table
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED = {"F32", "BF16", "F16"}  # how safetensors calls them
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # how safetensors calls them
 LARGEST_TABLE = 2**24  # rotary positions are computed, not stored: a small file may not ask for a large table
 
 # Module names, ours and the stock architecture's. Those of a block come after its prefix.
@@ -309,6 +309,22 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): save or download it again") from error
+
+
+def stored_dtype(path: Path) -> str:
+    """How the weights of a checkpoint are stored: "float32", "bfloat16" or "float16"."""
+    with safetensors.safe_open(path, "pt") as file:
+        return _STORED[file.get_slice(next(iter(file.keys()))).get_dtype()]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file beside a checkpoint: whoever reads it sees the old one or the new one, whole."""
+    fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

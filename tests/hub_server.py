@@ -1,8 +1,8 @@
 """A stand-in for the Hugging Face Hub: its HTTP protocol on loopback, its contents in memory, its faults on demand.
 
-The real `huggingface_hub` client talks to it (`HF_ENDPOINT`), so what the tests promise is what a user's client does. It speaks what
-that client sends for our calls: repositories, tokens, card validation, preupload, LFS (basic and multipart), commits, revisions,
-tags, branches, trees, `resolve` with its redirects. It knows nothing about this project.
+The real `huggingface_hub` client talks to it (`HF_ENDPOINT`), so what the tests promise is what a user's client does. It speaks
+what that client sends for our calls: repositories, tokens, card validation, preupload, LFS (basic and multipart), commits,
+revisions, tags, branches, trees, `resolve` with its redirects. It knows nothing about this project.
 
     with HubServer(tokens={"hf_writer": Account("you")}) as hub:
         hub.endpoint, hub.repository("you/model").files()
@@ -10,7 +10,6 @@ tags, branches, trees, `resolve` with its redirects. It knows nothing about this
 `python -m tests.hub_server COMMAND ...` runs a command against a fresh one, logged in as `you`.
 """
 
-import asyncio
 import base64
 import contextlib
 import hashlib
@@ -24,117 +23,23 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import uvicorn
-import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".gz", ".zip")  # of those that the Hub's .gitattributes names
+from tests.hub_faults import Fault, Faults, Seen
+from tests.hub_store import LFS_SUFFIXES, Account, Blob, Commit, Repository, card_problems
+
 REGULAR_LIMIT = 10 * 2**20
 PART = 5 * 2**20  # uploads larger than this go in parts
-GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
-
-
-@dataclass(frozen=True)
-class Account:
-    name: str
-    write: bool = True  # False: a token that may only read
-
-
-@dataclass(frozen=True)
-class Blob:
-    data: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def git_oid(self) -> str:
-        """Git's name for what it stores: the file itself, or the pointer that stands for a large one."""
-        stored = self.data
-        if self.lfs:
-            stored = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n".encode()
-        return hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.git_oid
-
-
-@dataclass(frozen=True)
-class Commit:
-    oid: str
-    title: str
-    files: dict[str, Blob]
-
-
-@dataclass
-class Repository:
-    kind: str  # "model", "space"
-    id: str
-    private: bool
-    sdk: str | None = None
-    commits: dict[str, Commit] = field(default_factory=dict)  # in the order in which they were made
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    variables: dict[str, str] = field(default_factory=dict)
-    hardware: str | None = None
-
-    def __post_init__(self) -> None:
-        self.commit("main", "initial commit", {".gitattributes": Blob(GITATTRIBUTES, lfs=False)})
-
-    @property
-    def head(self) -> str:
-        return self.branches["main"]
-
-    def find(self, revision: str) -> Commit | None:
-        return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
-
-    def files(self, revision: str = "main") -> dict[str, bytes]:
-        commit = self.find(revision)
-        assert commit is not None
-        return {path: blob.data for path, blob in commit.files.items()}
-
-    def commit(self, branch: str, title: str, files: dict[str, Blob]) -> str:
-        listing = "".join(f"{path} {blob.git_oid}\n" for path, blob in sorted(files.items()))
-        oid = hashlib.sha1(f"{self.kind} {self.id} {len(self.commits)} {title}\n{listing}".encode()).hexdigest()
-        self.commits[oid] = Commit(oid, title, files)
-        self.branches[branch] = oid
-        return oid
-
-    def put(self, files: dict[str, bytes], title: str = "put by a test") -> str:
-        """A commit made behind the client's back: any path, any content."""
-        added = {path: Blob(data, path.endswith(LFS_SUFFIXES)) for path, data in files.items()}
-        return self.commit("main", title, {**self.commits[self.head].files, **added})
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` requests whose "METHOD /path" matches `where`.
-
-    kind: "status" (answers `status` with `headers`), "drop" (the connection is cut after `after` bytes of the answer, or of the
-    request's body for an upload), "slow" (the answer starts `seconds` late), "etag" (the file has another ETag than it should),
-    "corrupt" (the byte at `after` is another one).
-    """
-
-    kind: str
-    where: str
-    times: int = 1
-    status: int = 500
-    headers: dict[str, str] = field(default_factory=dict)
-    after: int = 0
-    seconds: float = 0.0
 
 
 class HubError(Exception):
@@ -167,7 +72,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}  # large files, by sha256
         self.parts: dict[tuple[str, int], bytes] = {}
         self.faults: list[Fault] = []
-        self.requests: list[tuple[str, str, float]] = []  # "METHOD /path", the Authorization header, when
+        self.requests: list[Seen] = []
         self.server = uvicorn.Server(uvicorn.Config(self._app(), log_config=None, lifespan="off", http="h11", ws="none"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
 
@@ -189,9 +94,14 @@ class HubServer:
         self.faults.append(Fault(kind, where, **details))
         return self.faults[-1]
 
-    def seen(self, where: str) -> list[tuple[str, str, float]]:
-        """The requests so far that match."""
-        return [request for request in self.requests if re.search(where, request[0])]
+    def seen(self, where: str) -> list[Seen]:
+        """The requests so far whose "METHOD /path" matches."""
+        return [request for request in self.requests if re.search(where, request.line)]
+
+    def forget(self) -> None:
+        """Everything that clients put here and did, and the faults: as if just started."""
+        for memory in (self.repositories, self.objects, self.parts, self.faults, self.requests):
+            memory.clear()
 
     # Who asks, and for what
 
@@ -438,6 +348,12 @@ class HubServer:
         oid = request.path_params["oid"]
         return served(request, self.objects[oid], {"ETag": f'"{oid}"'})
 
+    def _cut(self, scope: Scope) -> None:
+        """End a connection as a broken network does."""
+        for connection in list(self.server.server_state.connections):
+            if getattr(connection, "client", None) == tuple(scope["client"]):
+                connection.transport.abort()
+
     def _app(self) -> ASGIApp:
         repo = "/api/{kind}/{owner}/{name}"
         routes: list[tuple[str, Callable[[Request], Awaitable[Response]], list[str]]] = [
@@ -468,63 +384,8 @@ class HubServer:
             ("/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve, ["GET", "HEAD"]),
         ]
         app = Starlette(routes=[Route(path, call, methods=methods) for path, call, methods in routes])
-        app.add_exception_handler(HubError, lambda request, error: error.response)  # type: ignore[attr-defined]
-        return Faults(self, app)
-
-
-class Faults:
-    """Notes every request, and makes go wrong what was asked to."""
-
-    def __init__(self, hub: HubServer, app: ASGIApp) -> None:
-        self.hub, self.app = hub, app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = f"{scope['method']} {scope['path']}"
-        headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
-        self.hub.requests.append((request, headers.get("authorization", ""), time.monotonic()))
-        fault = next((f for f in self.hub.faults if f.times > 0 and re.search(f.where, request)), None)
-        if fault is None:
-            return await self.app(scope, receive, send)
-        fault.times -= 1
-        if fault.kind == "status":
-            return await JSONResponse({"error": "a fault"}, fault.status, fault.headers)(scope, receive, send)
-        if fault.kind == "slow":
-            await asyncio.sleep(fault.seconds)
-            return await self.app(scope, receive, send)
-        if fault.kind == "drop" and scope["method"] in ("PUT", "POST"):
-            received = 0
-            while received <= fault.after:
-                message = await receive()
-                received += len(message.get("body", b""))
-                if not message.get("more_body"):
-                    break
-            return self.cut(scope)
-        sent = 0
-
-        async def faulty(message: Message) -> None:
-            nonlocal sent
-            if message["type"] == "http.response.start" and fault.kind == "etag":
-                other = [(b"etag", b'"%s"' % (b"0" * 40)), (b"x-linked-etag", b'"%s"' % (b"0" * 40))]
-                replaced = {name for name, _ in other}
-                kept = [(name, value) for name, value in message["headers"] if name.lower() not in replaced]
-                message = {**message, "headers": kept + other}
-            if message["type"] == "http.response.body" and fault.kind in ("drop", "corrupt"):
-                body, at = message.get("body", b""), fault.after - sent
-                sent += len(body)
-                if fault.kind == "corrupt" and 0 <= at < len(body):
-                    message = {**message, "body": body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]}
-                if fault.kind == "drop" and at < len(body):
-                    await send({**message, "body": body[: max(0, at)], "more_body": True})
-                    return self.cut(scope)
-            await send(message)
-
-        await self.app(scope, receive, faulty)
-
-    def cut(self, scope: Scope) -> None:
-        """End the connection as a broken network does."""
-        for connection in list(self.hub.server.server_state.connections):
-            if getattr(connection, "client", None) == tuple(scope["client"]):
-                connection.transport.abort()  # type: ignore[union-attr]
+        app.add_exception_handler(HubError, lambda request, error: error.response)
+        return Faults(app, self.faults, self.requests, self._cut)
 
 
 def entry(path: str, blob: Blob) -> dict[str, Any]:
@@ -553,51 +414,18 @@ def served(request: Request, data: bytes, headers: dict[str, str]) -> Response:
     return StreamingResponse(pieces(), status, headers)
 
 
-def card_problems(content: str, kind: str) -> tuple[list[str], list[str]]:
-    """What the Hub says of a card's metadata: errors, which refuse it, and warnings."""
-    block = re.match(r"---\n(.*?)\n---(\n|$)", content, re.DOTALL)
-    if not block:
-        return [], ["empty or missing yaml metadata in repo card"]
-    try:
-        data = yaml.safe_load(block[1])
-    except yaml.YAMLError as error:
-        return [f"Invalid YAML: {error}"], []
-    if not isinstance(data, dict):
-        return ["The metadata must be a mapping"], []
-    errors = []
-    licences = ("mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "openrail", "other")
-    if "license" in data and data["license"] not in licences:
-        errors.append(f'"license" must be one of [{", ".join(licences)}]')
-    for name in ("tags", "datasets", "models"):
-        if name in data and not (isinstance(data[name], list) and all(isinstance(item, str) for item in data[name])):
-            errors.append(f'"{name}" must be an array of strings')
-    for name in ("pipeline_tag", "library_name", "title", "app_file", "sdk_version", "python_version"):
-        if name in data and not isinstance(data[name], str):
-            errors.append(f'"{name}" must be a string')
-    if kind == "space":
-        if data.get("sdk") not in ("gradio", "docker", "static"):
-            errors.append('"sdk" must be one of [gradio, docker, static]')
-        colours = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
-        for name in ("colorFrom", "colorTo"):
-            if data.get(name, "red") not in colours:
-                errors.append(f'"{name}" must be one of [{", ".join(colours)}]')
-        if len(data.get("short_description", "")) > 60:
-            errors.append('"short_description" length must be less than or equal to 60 characters long')
-    for model in data.get("model-index", []):
-        for result in model.get("results", []):
-            if not result.get("task", {}).get("type") or not {"type", "name"} <= result.get("dataset", {}).keys():
-                errors.append('"model-index" results need a task type and a dataset with type and name')
-            if not all("type" in metric and "value" in metric for metric in result.get("metrics", [])):
-                errors.append('"model-index" metrics need a type and a value')
-    return errors, []
-
-
 @contextlib.contextmanager
 def logged_in(user: str = "you") -> Iterator[tuple[HubServer, dict[str, str]]]:
     """A stand-in with one account, and the environment in which a command finds it, logged in and with an empty cache."""
     token = "hf_demonstration"
     with HubServer({token: Account(user)}) as hub, tempfile.TemporaryDirectory() as home:
-        settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": token, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        settings = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": token,
+            "HF_HOME": home,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
         yield hub, {**os.environ, **settings}
 
 
