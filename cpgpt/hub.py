@@ -125,6 +125,9 @@ def download(
         raise NoCheckpointError(f"{_named(repo_id, revision)} holds no checkpoint of centralperkGPT: {error}") from error
     fetch(listed["tokenizer.json"], LARGEST_JSON)
     fetch(listed["model.safetensors"], _largest_weights(config))
+    for name in NEEDED:  # once more, together: where two files had one ETag, the cache holds the last of them for both
+        if not _same(folder / name, listed[name]):
+            raise _damaged(folder / name, f"{name} of {repo_id} came")
     if revision != commit:  # now that the commit is whole, its branch or tag may lead to it without a network
         with explained(repo_id, revision, "model", f"looking for {_named(repo_id, revision)}"):
             hf_hub_download(repo_id, "config.json", revision=revision, token=token, cache_dir=cache_dir, etag_timeout=TIMEOUT)
@@ -145,11 +148,15 @@ def _fetch(repo_id: str, commit: str, listed: Any, largest: int, token: str | bo
         if _same(path, listed):
             return path
         logger.warning("%s of %s is not what the Hub says that it holds", name, repo_id)
-    path.resolve().unlink()
+    raise _damaged(path, f"{name} of {repo_id} came twice")
+
+
+def _damaged(path: Path, what: str) -> DamagedDownloadError:
+    """Take a damaged file out of the cache; returns the error."""
+    path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)  # a link, where the system has links
-    raise DamagedDownloadError(
-        f"{name} of {repo_id} came twice with other bytes than the Hub says that it holds, and was deleted: "
-        "try again later, or from another network"
+    return DamagedDownloadError(
+        f"{what} with other bytes than the Hub says that it holds, and was deleted: try again later, or from another network"
     )
 
 
@@ -213,19 +220,17 @@ def patiently(call: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def explained(repo_id: str, revision: str | None, kind: str, doing: str) -> Iterator[None]:
     """Errors of the Hub's client as ours, which say what to do."""
-    from huggingface_hub import errors, get_token
+    from huggingface_hub import errors
 
     try:
         yield
     except errors.GatedRepoError as error:
         raise AccessError(f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
-        who = (
-            "the account of your token may not see it"
-            if get_token()
-            else "it is private: log in with `hf auth login`, or give a token"
-        )
-        raise RepositoryNotFoundError(f"there is no {kind} {repo_id} on the Hub, or {who}") from error
+        seen = "your token may not see it"
+        if error.response.status_code == 401:  # the Hub's answer to those without a token
+            seen = "it is private: log in with `hf auth login`, or give a token"
+        raise RepositoryNotFoundError(f"there is no {kind} {repo_id} on the Hub, or {seen}") from error
     except errors.RevisionNotFoundError as error:
         raise RevisionNotFoundError(f"{repo_id} has no branch, tag or commit {revision!r}: leave it out for the newest") from error
     except errors.LocalEntryNotFoundError as error:  # the client's word for: not reached, and not cached
@@ -244,9 +249,8 @@ def explained(repo_id: str, revision: str | None, kind: str, doing: str) -> Iter
             f"{doing}: the Hub cannot be reached ({first_line(error)}): check the network, or HF_ENDPOINT if you set it"
         ) from error
     except RuntimeError as error:  # an upload, by its file's name
-        raise HubError(
-            f"{doing}: {first_line(error)} {first_line(error.__cause__ or error)} Nothing was changed; try again"
-        ) from error
+        cause = first_line(error.__cause__ or error)
+        raise HubError(f"{doing}: {first_line(error)} ({cause}). Nothing was changed; try again") from error
     except OSError as error:
         if isinstance(error, HubError) or error.errno is not None:
             raise
