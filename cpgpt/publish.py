@@ -147,7 +147,10 @@ def push_space(
         known = api.get_space_variables(repo_id).get("CPGPT_MODEL")
         if known is None or known.value != model:  # before the commit, so that what it builds finds the model
             api.add_space_variable(repo_id, "CPGPT_MODEL", model)
-        commit = _commit(api, repo_id, "space", files, lambda path: path.startswith("cpgpt/"), commit_message or f"Serve {model}")
+        folders = {path.split("/")[0] + "/" for path in files if "/" in path}
+        commit = _commit(
+            api, repo_id, "space", files, lambda path: path.startswith(tuple(folders)), commit_message or f"Serve {model}"
+        )
         if hardware:
             api.request_space_hardware(repo_id, hardware)
     secret = f"{name} is private: give the Space a secret HF_TOKEN that may read it, in its settings"
