@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cpgpt import checkpoint
-from cpgpt.checkpoint import CheckpointError, model_type
+from cpgpt.checkpoint import CheckpointError, load, model_type, read_config
 
 LOG, EVALUATION, CURVE = "log.jsonl", "evaluation.json", "loss.png"
 ROWS = 16  # of the training log, in the card's table
@@ -59,7 +58,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         weights = evaluation["sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is not an evaluation: run `python -m training.evaluate {folder} --save`") from error
-    ours, _ = checkpoint.read_config(folder / "config.json")
+    ours, _ = read_config(folder / "config.json")
     if weights != ours.get("sha256", {}).get("model.safetensors"):
         raise CheckpointError(
             f"{path} was measured on other weights than {folder / 'model.safetensors'}: "
@@ -100,7 +99,7 @@ def model_card(folder: str | os.PathLike[str], repo_id: str, space: str | None =
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     folder = Path(folder)
-    loaded = checkpoint.load(folder)
+    loaded = load(folder)
     config, corpus = loaded.model.config, loaded.facts.get("corpus", {})
     kind, log, evaluation = model_type(config), read_log(folder), read_evaluation(folder)
     scenes = corpus.get("format") == "scenes"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cpgpt import cli_hub
+from cpgpt.cli_hub import push, push_space
 
 app = typer.Typer(
     help="centralperkGPT: a small GPT, written from scratch, that writes coffee-house scenes.",
@@ -65,5 +65,5 @@ def scene(
         print(f"\n(write it again: cpgpt scene --seed {seed} --temperature {temperature})", file=sys.stderr)
 
 
-app.command()(cli_hub.push)
-app.command()(cli_hub.push_space)
+app.command()(push)
+app.command()(push_space)

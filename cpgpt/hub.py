@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cpgpt import checkpoint
-from cpgpt.checkpoint import CheckpointError
+from cpgpt.checkpoint import CheckpointError, read_config
 from cpgpt.model import Config
 
 T = TypeVar("T")
@@ -24,7 +23,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 NEEDED = ("config.json", "tokenizer.json", "model.safetensors")
-LARGEST_JSON = 16 * 2**20  # bytes
+OPTIONAL = ("drafts.safetensors",)  # makes writing faster, where a checkpoint has it
+LARGEST = 16 * 2**20  # bytes, of any file but the weights
 TIMEOUT = 10.0  # seconds that the Hub has for an answer
 WAITS = (1.0, 3.0)  # seconds before a call is tried again, where the Hub doesn't say
 LONGEST_WAIT = 120.0  # seconds; a Hub that asks for more gets an error instead
@@ -83,7 +83,6 @@ def download(
     Raises:
         ValueError: `repo_id` cannot be the name of a repository.
         HubError: one of its subclasses, by cause.
-        CheckpointError: the repository's `config.json` describes no model that can be built.
     """
     from huggingface_hub import HfApi, hf_hub_download, is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -118,14 +117,18 @@ def download(
             raise NoCheckpointError(f"{_named(repo_id, revision)} holds no checkpoint of centralperkGPT: it has no {name}")
 
     fetch = functools.partial(_fetch, repo_id, commit, token=token, cache_dir=cache_dir)
-    folder = fetch(listed["config.json"], LARGEST_JSON).parent
+    folder = fetch(listed["config.json"], LARGEST).parent
     try:
-        _, config = checkpoint.read_config(folder / "config.json")
+        _, config = read_config(folder / "config.json")
     except CheckpointError as error:
         raise NoCheckpointError(f"{_named(repo_id, revision)} holds no checkpoint of centralperkGPT: {error}") from error
-    fetch(listed["tokenizer.json"], LARGEST_JSON)
-    fetch(listed["model.safetensors"], _largest_weights(config))
-    for name in NEEDED:  # once more, together: where two files had one ETag, the cache holds the last of them for both
+    fetch(listed["tokenizer.json"], LARGEST)
+    optional = [name for name in OPTIONAL if name in listed]
+    for name in optional:
+        fetch(listed[name], LARGEST)
+    fetch(listed["model.safetensors"], _largest_weights(config))  # last: a commit that has its weights is whole
+    # Once more, together: where two files had one ETag, the cache holds the last of them for both.
+    for name in (*NEEDED, *optional):
         if not _same(folder / name, listed[name]):
             raise _damaged(folder / name, f"{name} of {repo_id} came")
     if revision != commit:  # now that the commit is whole, its branch or tag may lead to it without a network

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cpgpt import card
+from cpgpt.card import CURVE, EVALUATION, LOG, loss_curve, model_card, read_log, resource
 from cpgpt.checkpoint import Checkpoint, load, save, stored_dtype
-from cpgpt.hub import NEEDED, TIMEOUT, AccessError, HubError, download, explained, patiently
+from cpgpt.hub import NEEDED, OPTIONAL, TIMEOUT, AccessError, HubError, download, explained, patiently
 
 W = TypeVar("W", bound="HubMixin")
 Files = dict[str, bytes | Path]  # what is pushed: contents, or the file that holds them, by path in the repository
 
-OTHERS = ("tokenizer_config.json", "generation_config.json", card.LOG, card.EVALUATION)  # pushed where a folder has them
+OTHERS = (*OPTIONAL, "tokenizer_config.json", "generation_config.json", LOG, EVALUATION)  # pushed where a folder has them
 CODE = (".py", ".cpp")  # of the package's files, those to be read on a model's page
 
 
@@ -41,11 +41,11 @@ def checkpoint_files(folder: str | os.PathLike[str], repo_id: str, space: str | 
         FileNotFoundError, CheckpointError: the folder does not hold a whole checkpoint, or its log or evaluation is damaged.
     """
     folder = Path(folder)
-    files: Files = {"README.md": card.model_card(folder, repo_id, space).encode()}  # which loads the checkpoint, all of it
+    files: Files = {"README.md": model_card(folder, repo_id, space).encode()}  # which loads the checkpoint, all of it
     files |= {name: folder / name for name in (*NEEDED, *OTHERS) if (folder / name).is_file()}
-    log = card.read_log(folder)
+    log = read_log(folder)
     if log:
-        files[card.CURVE] = card.loss_curve(log)
+        files[CURVE] = loss_curve(log)
     package = Path(__file__).parent
     files |= {f"cpgpt/{path.name}": path for path in sorted(package.iterdir()) if path.suffix in CODE}
     return files
@@ -77,7 +77,7 @@ def push_checkpoint(
     files = checkpoint_files(folder, repo_id, space)
 
     def ours(path: str) -> bool:
-        return path in (*NEEDED, *OTHERS, card.CURVE) or path.startswith("cpgpt/")
+        return path in (*NEEDED, *OTHERS, CURVE) or path.startswith("cpgpt/")
 
     with explained(repo_id, None, "model", f"pushing to {repo_id}"):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -95,7 +95,7 @@ def space_files(model: str) -> Files:
     """What `push_space` pushes: `space/` with the model in its card, and the package `cpgpt`, which is never installed by name."""
     from huggingface_hub import SpaceCard
 
-    source, package = card.resource("space"), Path(__file__).parent
+    source, package = resource("space"), Path(__file__).parent
     files: Files = {path.relative_to(source).as_posix(): path for path in _tracked(source)}
     files |= {
         f"cpgpt/{path.relative_to(package).as_posix()}": path
@@ -215,15 +215,13 @@ def _tracked(folder: Path) -> Iterator[Path]:
 
 
 class HubMixin:
-    """What a writer can do with the Hub, by the names that `huggingface_hub.ModelHubMixin` and `transformers` have for it."""
+    """What a writer can do with the Hub, by the names that `huggingface_hub.ModelHubMixin` and `transformers` have for it.
+
+    A class that has it is made of a checkpoint, its name, its revision, and settings of its own.
+    """
 
     checkpoint: Checkpoint
-    folder: Path | None  # where the checkpoint came from; None: it was made in memory
-
-    @classmethod
-    def from_checkpoint(cls: type[W], checkpoint: Checkpoint, folder: Path, name: str, revision: str | None) -> W:
-        """A writer on a checkpoint that was read from `folder`."""
-        raise NotImplementedError
+    folder: Path | None = None  # where the checkpoint came from; None: it was made in memory
 
     @classmethod
     def from_pretrained(
@@ -234,15 +232,23 @@ class HubMixin:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        **settings: Any,
     ) -> W:
-        """A writer from the Hub, or from a folder if there is one of that name; see `hub.download` for arguments and errors."""
+        """A writer with a checkpoint of the Hub, or of a folder if there is one of that name.
+
+        `settings` are the writer's own; see `hub.download` for the other arguments and the errors.
+        """
         folder = Path(repo_id).expanduser()
         if folder.is_dir() or not isinstance(repo_id, str) or repo_id.startswith((".", "/", "~")):
             if revision is not None:
                 raise ValueError(f"{folder} is a folder, which has no revisions: leave out revision={revision!r}")
-            return cls.from_checkpoint(load(folder), folder, folder.resolve().name, None)
-        folder, commit = download(repo_id, revision, token, cache_dir, local_files_only)
-        return cls.from_checkpoint(load(folder), folder, repo_id, commit)
+            name, commit = folder.resolve().name, None
+        else:
+            name = repo_id
+            folder, commit = download(repo_id, revision, token, cache_dir, local_files_only)
+        writer = cls(load(folder), name, commit, **settings)  # type: ignore[call-arg]
+        writer.folder = folder
+        return writer
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write the checkpoint to a folder, its weights stored as they came. Training log and evaluation go along if they are
@@ -251,7 +257,7 @@ class HubMixin:
         dtype = stored_dtype(came_from / "model.safetensors") if came_from else "float32"
         save(folder, self.checkpoint.model, self.checkpoint.tokenizer, self.checkpoint.facts, dtype)
         if came_from and (came_from / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes():
-            for name in (card.LOG, card.EVALUATION):
+            for name in (LOG, EVALUATION):
                 if (came_from / name).is_file() and came_from.resolve() != folder.resolve():
                     shutil.copyfile(came_from / name, folder / name)
         return folder

@@ -62,6 +62,11 @@ def test_a_checkpoint_comes_as_it_was_put_and_only_the_files_that_are_needed(rem
     assert not remote.seen("GET .*(py|md)$")
 
 
+def test_drafts_come_along_where_a_checkpoint_has_them(remote: HubServer) -> None:
+    remote.repository("you/tiny").put({"drafts.safetensors": b"drafts"})
+    assert contents(download("you/tiny")[0])["drafts.safetensors"] == b"drafts"
+
+
 def test_no_token_goes_to_the_storage_that_files_are_redirected_to(remote: HubServer) -> None:
     download("you/tiny")
     assert all("authorization" in request.headers for request in remote.seen("/api/models/you/tiny"))

@@ -302,10 +302,8 @@ def test_the_embedded_checkpoint_has_its_log_and_its_evaluation() -> None:
 
 
 class Writer(publish.HubMixin):
-    def __init__(self, loaded: checkpoint.Checkpoint, folder: Path | None, name: str = "", revision: str | None = None) -> None:
-        self.checkpoint, self.folder, self.name, self.revision = loaded, folder, name, revision
-
-    from_checkpoint = classmethod(lambda cls, *facts: cls(*facts))  # type: ignore[assignment]
+    def __init__(self, loaded: checkpoint.Checkpoint, name: str = "", revision: str | None = None, places: int = 64) -> None:
+        self.checkpoint, self.name, self.revision, self.places = loaded, name, revision, places
 
 
 def test_push_to_hub_and_from_pretrained(hub: HubServer, folder: Path) -> None:
@@ -316,8 +314,8 @@ def test_push_to_hub_and_from_pretrained(hub: HubServer, folder: Path) -> None:
     files = hub.repository("you/tiny").files()
     for name in ("model.safetensors", "log.jsonl", "evaluation.json"):
         assert files[name] == (folder / name).read_bytes()
-    again = Writer.from_pretrained("you/tiny", revision="v1")
-    assert (again.name, again.revision) == ("you/tiny", done.commit)
+    again = Writer.from_pretrained("you/tiny", revision="v1", places=3)
+    assert (again.name, again.revision, again.places) == ("you/tiny", done.commit, 3)
     with pytest.raises(ValueError, match="is a folder, which has no revisions"):
         Writer.from_pretrained(folder, revision="v1")
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
