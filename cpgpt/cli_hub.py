@@ -1,12 +1,12 @@
 """The commands `cpgpt push` and `cpgpt push-space`."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cpgpt.terminal import errors
 
 if TYPE_CHECKING:
     from cpgpt.publish import Push
@@ -30,7 +30,7 @@ def push(
     from cpgpt import EMBEDDED, publish
 
     folder = EMBEDDED if checkpoint is None else checkpoint
-    with _errors():
+    with errors():
         if dry_run:
             _list(publish.sizes(publish.checkpoint_files(folder, repo, space)))
             print(f"nothing was pushed to {repo}")
@@ -56,26 +56,13 @@ def push_space(
     """
     from cpgpt import publish
 
-    with _errors():
+    with errors():
         if dry_run:
             _list(publish.sizes(publish.space_files(model)))
             print(f"nothing was pushed to {repo}")
             return
         done = publish.push_space(repo, model, hardware=hardware, private=private, commit_message=message)
     _report(done)
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """What a user can do something about becomes a message and an exit code."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def _list(sizes: dict[str, int]) -> None:
