@@ -1,6 +1,7 @@
-"""What the commands share. Scenes on a terminal: each speaker in a colour of their own, stage directions in italics, as they are typed.
+"""What the commands share: scenes on a terminal, and errors that are one line.
 
-Where the output is no terminal, or colour is switched off (NO_COLOR), the text is printed as it is.
+Each speaker has a colour of their own, stage directions are in italics, all of it comes as it is typed. Where the output is no
+terminal, or colour is switched off (NO_COLOR), the text is printed as it is.
 """
 
 import contextlib

@@ -26,6 +26,7 @@ class Fault:
     kind:
         "status": answers `status` with `headers`
         "drop": the connection is cut after `after` bytes of the answer, or of what is uploaded
+        "stall": nothing more comes after `after` bytes of the answer
         "lost": what was asked is done, and the answer is cut off
         "slow": the answer starts `seconds` late
         "etag": the file has another ETag than it should
@@ -77,13 +78,15 @@ class Faults:
                 replaced = {name for name, _ in other}
                 kept = [(name, value) for name, value in message["headers"] if name.lower() not in replaced]
                 message = {**message, "headers": kept + other}
-            if message["type"] == "http.response.body" and fault.kind in ("drop", "lost", "corrupt"):
+            if message["type"] == "http.response.body" and fault.kind in ("drop", "stall", "lost", "corrupt"):
                 body, at = message.get("body", b""), after - sent
                 sent += len(body)
                 if fault.kind == "corrupt" and 0 <= at < len(body):
                     message = {**message, "body": body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]}
                 if fault.kind != "corrupt" and at < len(body):
                     await send({**message, "body": body[: max(0, at)], "more_body": True})
+                    if fault.kind == "stall":
+                        await receive()  # until the client is gone
                     return self.cut(scope)
             await send(message)
 

@@ -301,30 +301,26 @@ def test_the_embedded_checkpoint_has_its_log_and_its_evaluation() -> None:
 # Conventions of `huggingface_hub`
 
 
-class Writer(publish.HubMixin):
-    def __init__(self, loaded: checkpoint.Checkpoint, name: str = "", revision: str | None = None, places: int = 64) -> None:
-        self.checkpoint, self.name, self.revision, self.places = loaded, name, revision, places
-
-
 def test_push_to_hub_and_from_pretrained(hub: HubServer, folder: Path) -> None:
     evaluate(folder)
-    writer = Writer.from_pretrained(folder)
+    writer = cpgpt.SceneWriter.from_pretrained(folder, places=1)
     assert (writer.name, writer.revision) == ("checkpoint", None)
     done = writer.push_to_hub("you/tiny", tag="v1")
     files = hub.repository("you/tiny").files()
     for name in ("model.safetensors", "log.jsonl", "evaluation.json"):
         assert files[name] == (folder / name).read_bytes()
-    again = Writer.from_pretrained("you/tiny", revision="v1", places=3)
-    assert (again.name, again.revision, again.places) == ("you/tiny", done.commit, 3)
+    again = cpgpt.from_hub("you/tiny", "v1", places=3)
+    assert (again.name, again.revision, again.engine.places) == ("you/tiny", done.commit, 3)
     with pytest.raises(ValueError, match="is a folder, which has no revisions"):
-        Writer.from_pretrained(folder, revision="v1")
+        cpgpt.SceneWriter.from_pretrained(folder, revision="v1")
+    assert cpgpt.from_hub(str(folder), places=1).checkpoint.facts == writer.checkpoint.facts
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        Writer.from_pretrained("./nowhere")
+        cpgpt.from_hub("./nowhere")
 
 
 def test_figures_of_weights_that_changed_since_do_not_travel(folder: Path, tmp_path: Path) -> None:
     evaluate(folder)
-    writer = Writer.from_pretrained(folder)
+    writer = cpgpt.SceneWriter.from_pretrained(folder, places=1)
     writer.checkpoint.model.head.weight.data += 1
     saved = writer.save_pretrained(tmp_path / "changed")
     assert checkpoint.load(saved).model.head.weight.equal(writer.checkpoint.model.head.weight)
@@ -333,7 +329,7 @@ def test_figures_of_weights_that_changed_since_do_not_travel(folder: Path, tmp_p
 
 
 def test_saving_keeps_how_the_weights_are_stored(tmp_path: Path) -> None:
-    saved = Writer.from_pretrained(cpgpt.EMBEDDED).save_pretrained(tmp_path / "saved")
+    saved = cpgpt.load(places=1).save_pretrained(tmp_path / "saved")
     assert (saved / "model.safetensors").read_bytes() == (cpgpt.EMBEDDED / "model.safetensors").read_bytes()
 
 
@@ -376,6 +372,15 @@ def test_a_space_without_its_model_is_not_made(hub: HubServer) -> None:
     with pytest.raises(RepositoryNotFoundError, match="there is no model you/nothing"):
         push_space("you/page", "you/nothing")
     assert not hub.repositories
+
+
+def test_the_space_has_the_gradio_that_is_tested_here() -> None:
+    version = SpaceCard.load(ROOT / "space" / "README.md").data.get("sdk_version")
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line and ";" not in line
+    )
+    assert re.fullmatch(r"6\.\d+\.\d+", version)
+    assert pinned.get("gradio", version) == version
 
 
 def test_what_is_pushed_to_the_space_runs_on_what_it_requires(tmp_path: Path) -> None:
