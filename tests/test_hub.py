@@ -217,6 +217,21 @@ def test_a_connection_that_keeps_breaking_is_an_error_and_leaves_no_half_file(
     assert checkpoint.load(download("you/tiny")[0])
 
 
+def test_a_process_killed_while_downloading_leaves_nothing_that_loads(remote: HubServer, saved: Path) -> None:
+    remote.fault("stall", WEIGHTS, after=20_000)
+    online = {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_OFFLINE": "0"}
+    code = "from cpgpt.hub import download; download('you/tiny')"
+    with subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT | online) as process:
+        while not remote.seen(WEIGHTS):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.1)
+        process.kill()
+    with pytest.raises(UnreachableError):
+        download("you/tiny", local_files_only=True)
+    assert contents(download("you/tiny")[0])["model.safetensors"] == contents(saved)["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("where", "times"), [("GET /api/models/you/tiny", 1), ("HEAD /you/tiny/resolve/.*fig.json", 2), (WEIGHTS, 1)]
 )
