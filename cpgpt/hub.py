@@ -133,7 +133,8 @@ def download(
             raise _damaged(folder / name, f"{name} of {repo_id} came")
     if revision != commit:  # now that the commit is whole, its branch or tag may lead to it without a network
         with explained(repo_id, revision, "model", f"looking for {_named(repo_id, revision)}"):
-            hf_hub_download(repo_id, "config.json", revision=revision, token=token, cache_dir=cache_dir, etag_timeout=TIMEOUT)
+            where: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir, "etag_timeout": TIMEOUT}
+            patiently(functools.partial(hf_hub_download, repo_id, "config.json", **where))
     return folder, commit
 
 

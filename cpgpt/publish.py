@@ -3,6 +3,7 @@
 A push is one commit: all of it arrives, or nothing changes. Pushing the same thing again makes no commit.
 """
 
+import functools
 import os
 import shutil
 import tempfile
@@ -80,14 +81,16 @@ def push_checkpoint(
         return path in (*NEEDED, *OTHERS, CURVE) or path.startswith("cpgpt/")
 
     with explained(repo_id, None, "model", f"pushing to {repo_id}"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         head = _head(api, repo_id, "model", private)
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags} if tag else {}
+        tags = {ref.name: ref.target_commit for ref in patiently(lambda: api.list_repo_refs(repo_id)).tags} if tag else {}
         if tag in tags and tags[tag] != head:
             raise HubError(f"{repo_id} has a tag {tag} already, at commit {tags[tag][:8]}: choose another")
         commit = _commit(api, repo_id, "model", files, ours, commit_message or "Push the checkpoint")
-        if tag and tags.get(tag) != commit:
-            api.create_tag(repo_id, tag=tag, revision=commit)
+        if tags.get(tag, commit) != commit:
+            raise HubError(f"{repo_id} is at commit {commit[:8]} now, but its tag {tag} stays at {head[:8]}: push with another tag")
+        if tag:
+            patiently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
     return _push(api, repo_id, "model", commit, head, files)
 
 
@@ -134,25 +137,19 @@ def push_space(
         served = patiently(lambda: api.model_info(name, revision=revision or None, timeout=TIMEOUT))
     files = space_files(model)
     with explained(repo_id, None, "space", f"pushing to {repo_id}"):
-        api.create_repo(
-            repo_id,
-            repo_type="space",
-            space_sdk="gradio",
-            space_hardware=hardware,
-            space_variables=[{"key": "CPGPT_MODEL", "value": model}],
-            private=private,
-            exist_ok=True,
-        )
+        settings = {"space_hardware": hardware, "space_variables": [{"key": "CPGPT_MODEL", "value": model}]}
+        create = functools.partial(api.create_repo, repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+        patiently(functools.partial(create, private=private, **settings))
         head = _head(api, repo_id, "space", private)
-        known = api.get_space_variables(repo_id).get("CPGPT_MODEL")
+        known = patiently(lambda: api.get_space_variables(repo_id)).get("CPGPT_MODEL")
         if known is None or known.value != model:  # before the commit, so that what it builds finds the model
-            api.add_space_variable(repo_id, "CPGPT_MODEL", model)
+            patiently(lambda: api.add_space_variable(repo_id, "CPGPT_MODEL", model))
         folders = {path.split("/")[0] + "/" for path in files if "/" in path}
         commit = _commit(
             api, repo_id, "space", files, lambda path: path.startswith(tuple(folders)), commit_message or f"Serve {model}"
         )
         if hardware:
-            api.request_space_hardware(repo_id, hardware)
+            patiently(lambda: api.request_space_hardware(repo_id, hardware))
     secret = f"{name} is private: give the Space a secret HF_TOKEN that may read it, in its settings"
     return _push(api, repo_id, "space", commit, head, files, (secret,) if served.private else ())
 
@@ -251,13 +248,15 @@ class HubMixin:
         return writer
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
-        """Write the checkpoint to a folder, its weights stored as they came. Training log and evaluation go along if they are
-        still those of these weights."""
+        """Write the checkpoint to a folder, its weights stored as they came.
+
+        Training log, evaluation and drafts go along if the weights are still those that they belong to.
+        """
         folder, came_from = Path(save_directory), self.folder
         dtype = stored_dtype(came_from / "model.safetensors") if came_from else "float32"
         save(folder, self.checkpoint.model, self.checkpoint.tokenizer, self.checkpoint.facts, dtype)
         if came_from and (came_from / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes():
-            for name in (LOG, EVALUATION):
+            for name in (*OPTIONAL, LOG, EVALUATION):
                 if (came_from / name).is_file() and came_from.resolve() != folder.resolve():
                     shutil.copyfile(came_from / name, folder / name)
         return folder

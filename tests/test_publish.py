@@ -107,10 +107,12 @@ def test_the_embedded_checkpoint_goes_in_parts_and_comes_back(hub: HubServer) ->
 
 
 def test_tags_are_not_moved(hub: HubServer, folder: Path) -> None:
-    push_checkpoint(folder, "you/tiny", tag="v1")
-    push_checkpoint(folder, "you/tiny")
+    first = push_checkpoint(folder, "you/tiny", tag="v1").commit
     (folder / "log.jsonl").unlink()
-    head = push_checkpoint(folder, "you/tiny").commit
+    with pytest.raises(HubError, match=f"but its tag v1 stays at {first[:8]}: push with another tag"):
+        push_checkpoint(folder, "you/tiny", tag="v1")
+    head = hub.repository("you/tiny").head
+    assert hub.repository("you/tiny").tags == {"v1": first} != {"v1": head}
     evaluate(folder)
     with pytest.raises(HubError, match=r"you/tiny has a tag v1 already, at commit .*: choose another"):
         push_checkpoint(folder, "you/tiny", tag="v1")
@@ -193,10 +195,11 @@ def test_an_interrupted_push_changes_nothing_and_can_be_run_again(
 @pytest.mark.parametrize("kind", ["drop", "status", "lost"])
 def test_what_goes_wrong_once_is_done_again(kind: str, where: str, hub: HubServer, folder: Path) -> None:
     hub.fault(kind, where)
-    push_checkpoint(folder, "you/tiny")
+    push_checkpoint(folder, "you/tiny", tag="v1")
     repository = hub.repository("you/tiny")
     assert repository.files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert len(repository.commits) == 2  # also where the commit was made and only the answer lost
+    assert repository.tags == {"v1": repository.head}
 
 
 def test_an_overloaded_hub_gets_the_time_that_it_asks_for(hub: HubServer, folder: Path) -> None:
