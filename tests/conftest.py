@@ -1,13 +1,13 @@
 """What several test modules share: a tiny tokenizer, tiny models of both shapes with weights that hide no fault, a stand-in Hub."""
 
 import os
-import socket
 import tempfile
+
+from tests.hub_server import Account, HubServer, listener
 
 # Before `huggingface_hub` is imported: no test may touch the network, the user's cache or the user's token. The only Hub that there
 # is listens here, once a test asks for it.
-HUB_SOCKET = socket.socket()
-HUB_SOCKET.bind(("127.0.0.1", 0))
+HUB_SOCKET = listener()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cpgpt-tests-")
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_XET"] = os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
@@ -25,7 +25,6 @@ from hypothesis import settings
 
 from cpgpt.model import GPT, Config
 from cpgpt.tokenizer import Tokenizer
-from tests.hub_server import Account, HubServer
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)

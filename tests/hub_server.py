@@ -51,6 +51,13 @@ class HubError(Exception):
             self.response.headers["X-Error-Code"] = code
 
 
+def listener() -> socket.socket:
+    """A socket on any free port. That it is TCP is said, or asyncio would wait 40 ms with every second packet (Nagle)."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
 class HubServer:
     """The stand-in, served by a thread of its own while the `with` block lasts.
 
@@ -60,11 +67,8 @@ class HubServer:
     """
 
     def __init__(self, tokens: dict[str, Account] | None = None, sock: socket.socket | None = None) -> None:
-        if sock is None:
-            sock = socket.socket()
-            sock.bind(("127.0.0.1", 0))
-        self.socket = sock
-        self.port: int = sock.getsockname()[1]
+        self.socket = sock or listener()
+        self.port: int = self.socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.storage = f"http://localhost:{self.port}"  # another origin, as the Hub's storage is: no token may go there
         self.tokens = tokens or {}
