@@ -5,6 +5,7 @@ The folder is a standard Hugging Face checkpoint of a stock architecture, GPT-2 
     config.json             the architecture's own fields and, under "cpgpt", ours
     model.safetensors       the architecture's own tensor names; a tied head is stored once
     tokenizer.json, tokenizer_config.json, generation_config.json
+    drafts.safetensors      may be there: makes writing faster (`drafts.py`)
 
 so `transformers` and what builds on it read it without code of ours. A mixture of switches that is neither shape has the model
 type "cpgpt", our own tensor names, and loads only here. Nothing in a folder is executed: there is JSON and safetensors, no pickle.
@@ -26,6 +27,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cpgpt.drafts import Drafts
 from cpgpt.model import CLASSIC, GPT, MODERN, Config, rotary_table
@@ -147,10 +149,25 @@ def to_stock(model: GPT) -> dict[str, Tensor]:
     return tensors
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Inside, `torch.nn.init` does nothing: on the meta device it would only import PyTorch's compiler, for over a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _bare(config: Config) -> GPT:
+    """A model without numbers: its names and shapes take no memory."""
+    with torch.device("meta"), _Uninitialised():
+        return GPT(config)
+
+
 def from_stock(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of `to_stock`: a state dictionary for `GPT(config)`."""
-    with torch.device("meta"):
-        names = list(GPT(config).state_dict())
+    names = list(_bare(config).state_dict())
     state: dict[str, Tensor] = {}
     for name in names:
         if name == "head.weight" and config.tie_embeddings:
@@ -188,7 +205,12 @@ def _parts(config: Config, name: str, tensor: Tensor) -> list[Tensor]:
 
 
 def save(
-    folder: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer, facts: dict[str, Any] | None = None, dtype: str = "float32"
+    folder: str | os.PathLike[str],
+    model: GPT,
+    tokenizer: Tokenizer,
+    facts: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    drafts: Drafts | None = None,
 ) -> Path:
     """Write a checkpoint; a folder that is there already is replaced in one step, other files in it are kept.
 
@@ -217,6 +239,8 @@ def save(
     with replaced_folder(folder) as fresh:
         for name, data in files.items():
             (fresh / name).write_bytes(data)
+        if drafts is not None:
+            drafts.save(fresh)
     return Path(folder)
 
 
@@ -236,6 +260,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     ours, config = read_config(folder / "config.json")
     try:
         tokenizer = Tokenizer.load(folder)
+        drafts = Drafts.load(folder, tokenizer.vocab_size)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if tokenizer.vocab_size != config.vocab_size:
@@ -251,14 +276,14 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
                     f"{folder / name} has changed since it was saved (sha256 {actual}, config.json says {expected}): save or "
                     'download it again, or, if you changed it yourself, take "sha256" out of "cpgpt" in config.json'
                 )
-    with torch.device("meta"):
-        model = GPT(config)
+    model = _bare(config)
     model.load_state_dict(from_stock(config, {name: tensor.float() for name, tensor in tensors.items()}), assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     if config.positions == "rotary":
         model.cos, model.sin = rotary_table(config)
-    return Checkpoint(model.to(device).eval(), tokenizer, {k: v for k, v in ours.items() if k not in ("config", "sha256")})
+    facts = {k: v for k, v in ours.items() if k not in ("config", "sha256")}
+    return Checkpoint(model.to(device).eval(), tokenizer, facts, drafts)
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], Config]:
@@ -296,8 +321,7 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
             names = set(file.keys())
             if config.n_layer > len(names):
                 raise CheckpointError(f"{path} has {len(names)} tensors: too few for {config.n_layer} layers")
-            with torch.device("meta"):
-                expected = {name: list(tensor.shape) for name, tensor in to_stock(GPT(config)).items()}
+            expected = {name: list(tensor.shape) for name, tensor in to_stock(_bare(config)).items()}
             for problem, some in (("lacks", expected.keys() - names), ("has an unknown", names - expected.keys())):
                 if some:
                     more = f" (and {len(some) - 1} more)" if len(some) > 1 else ""

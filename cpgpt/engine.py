@@ -6,11 +6,13 @@ and leave between steps. What a stream draws depends on its own ids and seed alo
 without drafts: a drafted id is kept only where it is the one that was drawn.
 """
 
+import atexit
 import codecs
 import contextlib
 import itertools
 import queue
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +47,7 @@ class _Work:
     left: int  # how many ids may still be drawn
     stop_id: int | None
     pieces: "queue.SimpleQueue[str | BaseException | None]" = field(default_factory=queue.SimpleQueue)  # text; None at the end
+    text: bytes = b""  # what is given out first, once there is a place
     closed: bool = False
     ended: bool = False
     place: int = -1
@@ -52,6 +55,9 @@ class _Work:
     read: int = 0  # ids up to here are in the cache, those before `offset` no longer
     randoms: np.ndarray = field(default_factory=lambda: np.empty(0))
     randoms_from: int = 0  # the position that the first of them is for
+    # How many drafted ids were expected to be right, and were: it starts as if that had agreed a few times.
+    expected: float = 8.0
+    accepted: float = 8.0
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     # One step's plan: how many ids are read, the draft behind them, and the grammar's state before and after each drafted id.
     pending: int = 0
@@ -74,7 +80,9 @@ class Stream:
         self._work, self._engine = work, engine
         self._came: Iterator[str] = iter(())  # characters that have come and were not given out
         self._over = False  # nothing more will come
-        self._error: BaseException | None = None  # why, if not because it has ended
+        self._closed = False  # by whoever reads it, before its end
+        self._error: BaseException | None = None  # what went wrong in it
+        self._told = False  # whether that was raised
         self.text = ""  # what was given out so far
 
     @property
@@ -93,7 +101,7 @@ class Stream:
         """The next character; waits for it.
 
         Raises:
-            Exception: what went wrong in this stream.
+            Exception: what went wrong in this stream, once.
         """
         while True:
             for character in self._came:
@@ -108,7 +116,7 @@ class Stream:
         """What has come since the last call; never waits. "" if that is nothing, None if the stream has ended.
 
         Raises:
-            Exception: what went wrong in this stream.
+            Exception: what went wrong in this stream, once.
         """
         taken = "".join(self._came)
         with contextlib.suppress(queue.Empty):
@@ -123,32 +131,38 @@ class Stream:
 
     def _receive(self, block: bool) -> None:
         piece = self._work.pieces.get(block)
-        if isinstance(piece, str):
+        if isinstance(piece, str) and not self._over:  # not closed by another thread meanwhile
             self._came = iter(piece)
-        else:
+        elif not isinstance(piece, str):
             self._over, self._error = True, piece
 
     def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._error is not None and not self._told:
+            self._told = True
+            raise self._error
 
     def read(self) -> str:
         """The whole text, once it has ended; waits for that.
 
         Raises:
             RuntimeError: the stream was closed before its end.
+            Exception: what went wrong in this stream.
         """
         for _ in self:
             pass
-        if not self._work.ended:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
             raise RuntimeError(f"this text was closed before its end, after {len(self.text)} characters")
         return self.text
 
     def close(self) -> None:
-        """Stop writing; the stream's place is free at the engine's next step."""
-        self._over, self._came = True, iter(())
+        """Stop writing; the stream's place is free at the engine's next step. Whoever waits for a character waits no longer."""
+        if self._over:
+            return
+        self._over, self._closed, self._came = True, True, iter(())
         self._work.closed = True
+        self._work.pieces.put(None)
 
     def __enter__(self) -> "Stream":
         return self
@@ -193,6 +207,8 @@ class Engine:
         self._waiting: deque[_Work] = deque()
         self._lock = threading.Lock()  # over the four above and the thread
         self._thread: threading.Thread | None = None
+        self._stopped = False
+        _engines.add(self)
 
     @property
     def running(self) -> int:
@@ -240,8 +256,7 @@ class Engine:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
         work = _Work(list(prompt), seed, sampling, grammar, state.copy() if state else None, max_new_tokens, stop_id)
-        if text:
-            work.pieces.put(text)
+        work.text = text.encode() + self._add_forced(work)
         work.offset = work.read = len(work.ids) - len(keep_newest(work.ids, self.block_size, self._line_breaks))
         with self._lock:
             self._forget_closed()
@@ -260,7 +275,7 @@ class Engine:
             with self._lock:
                 self._forget_closed()
                 self._admit()
-                if not self._running:
+                if not self._running or self._stopped:
                     self._thread = None
                     return
             try:
@@ -268,6 +283,12 @@ class Engine:
             except Exception as error:  # the model's own: nobody's text can go on
                 for work in self._running:
                     self._end(work, error)
+
+    def stop(self) -> None:
+        """Stop between two steps; what is being written stays as it is. For the end of the process."""
+        self._stopped, thread = True, self._thread
+        if thread is not None:
+            thread.join()
 
     # Who has a place
 
@@ -297,11 +318,17 @@ class Engine:
             work.place = source if shared >= SHARED and source in self._free else min(self._free)
             if shared >= SHARED:
                 if source != work.place:
-                    self.runner.copy(source, work.place, shared)
+                    self._held[work.place] = None
+                    try:
+                        self.runner.copy(source, work.place, shared)
+                    except Exception as error:
+                        self._end(work, error)
+                        continue
                 work.read = work.offset + shared
             self._free.remove(work.place)
             self._held[work.place] = work
             self._running.append(work)
+            self._give(work, work.text)
 
     # One step
 
@@ -346,7 +373,11 @@ class Engine:
         most = min(work.left - 1, self.block_size - (len(work.ids) - work.offset))
         if self.drafts is None or most < 1:
             return
-        for id in self.drafts.propose(work.ids, most, len(self._running)):
+        # A row more pays where it is likelier to be right than its share of a step's costs, which grows with the crowd.
+        least = min(0.6, 2 * self.runner.row_cost * len(self._running))
+        draft, expected = self.drafts.propose(work.ids, most, least, work.accepted / work.expected)
+        work.expected += expected
+        for id in draft:
             state = work.states[-1]
             if state is not None and work.grammar is not None:
                 if not work.grammar.allowed(state)[id]:
@@ -361,24 +392,29 @@ class Engine:
     def _draw(self, planned: list[_Work], logits: np.ndarray) -> None:
         """Draw what follows, for every stream that has read all its ids."""
         by_sampling: dict[Sampling, list[tuple[_Work, int]]] = {}
+        allowed: dict[Sampling, list[np.ndarray]] = {}  # masks, a row for each row of logits
         row = 0
         for work in planned:
             row += work.pending
             if work.states:
-                by_sampling.setdefault(work.sampling, []).append((work, row - 1))
+                try:
+                    masks = [
+                        self._everything if work.grammar is None or state is None else work.grammar.allowed(state)
+                        for state in work.states
+                    ]
+                except Exception as error:
+                    self._end(work, error)
+                else:
+                    by_sampling.setdefault(work.sampling, []).append((work, row - 1))
+                    allowed.setdefault(work.sampling, []).extend(masks)
             else:
                 work.read += work.pending
             row += len(work.draft)
         for sampling, works in by_sampling.items():
             rows = [first + i for work, first in works for i in range(len(work.states))]
-            masks = [
-                work.grammar.allowed(state) if work.grammar is not None and state is not None else self._everything
-                for work, _ in works
-                for state in work.states
-            ]
             some = logits[rows]
             finite = np.isfinite(some).all()
-            probs = probabilities(np.where(np.array(masks), some, -np.inf), sampling)
+            probs = probabilities(np.where(np.array(allowed[sampling]), some, -np.inf), sampling)
             drawn = sample(probs, np.concatenate([work.uniforms(len(work.states)) for work, _ in works])).tolist()
             for work, _ in works:
                 mine, drawn = drawn[: len(work.states)], drawn[len(work.states) :]
@@ -399,16 +435,26 @@ class Engine:
             if id != draft or work.ended:
                 break
             work.read += 1
-        while work.grammar is not None and work.state is not None and not work.ended:
-            forced = work.grammar.forced(work.state)
-            if forced is None:
-                break
-            text += self._add(work, forced)
+            work.accepted += 1
+        self._give(work, text + self._add_forced(work))
+
+    def _give(self, work: _Work, text: bytes) -> None:
+        """Give out what was written, up to the last whole character."""
         piece = work.decoder.decode(text, final=work.ended)
         if piece:
             work.pieces.put(piece)
         if work.ended:
             work.pieces.put(None)
+
+    def _add_forced(self, work: _Work) -> bytes:
+        """Add the ids that must come next: nothing has to be drawn for them."""
+        text = b""
+        while work.grammar is not None and work.state is not None and not work.ended:
+            forced = work.grammar.forced(work.state)
+            if forced is None:
+                break
+            text += self._add(work, forced)
+        return text
 
     def _add(self, work: _Work, id: int, state: State | None = None) -> bytes:
         """Add one id; `state` is the grammar's state after it, where it is known already."""
@@ -425,6 +471,16 @@ class Engine:
     def _end(self, work: _Work, error: BaseException) -> None:
         work.ended = True
         work.pieces.put(error)
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that is inside of PyTorch when the interpreter goes away aborts the process."""
+    for engine in list(_engines):
+        engine.stop()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cpgpt.checkpoint import CheckpointError, read_config
+from cpgpt.drafts import FILE as DRAFTS
 from cpgpt.model import Config
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 NEEDED = ("config.json", "tokenizer.json", "model.safetensors")
-OPTIONAL = ("drafts.safetensors",)  # makes writing faster, where a checkpoint has it
+OPTIONAL = (DRAFTS,)
 LARGEST = 16 * 2**20  # bytes, of any file but the weights
 TIMEOUT = 10.0  # seconds that the Hub has for an answer
 WAITS = (1.0, 3.0)  # seconds before a call is tried again, where the Hub doesn't say

@@ -250,13 +250,14 @@ class HubMixin:
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write the checkpoint to a folder, its weights stored as they came.
 
-        Training log, evaluation and drafts go along if the weights are still those that they belong to.
+        Training log and evaluation go along if the weights are still those that they belong to.
         """
         folder, came_from = Path(save_directory), self.folder
         dtype = stored_dtype(came_from / "model.safetensors") if came_from else "float32"
-        save(folder, self.checkpoint.model, self.checkpoint.tokenizer, self.checkpoint.facts, dtype)
+        kept = self.checkpoint
+        save(folder, kept.model, kept.tokenizer, kept.facts, dtype, kept.drafts)
         if came_from and (came_from / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes():
-            for name in (*OPTIONAL, LOG, EVALUATION):
+            for name in (LOG, EVALUATION):
                 if (came_from / name).is_file() and came_from.resolve() != folder.resolve():
                     shutil.copyfile(came_from / name, folder / name)
         return folder

@@ -5,6 +5,8 @@ import tempfile
 
 from tests.hub_server import Account, HubServer, listener
 
+os.environ["OMP_NUM_THREADS"] = "1"  # a machine that tests may have other things to do
+
 # Before `huggingface_hub` is imported: no test may touch the network, the user's cache or the user's token. The only Hub that there
 # is listens here, once a test asks for it.
 HUB_SOCKET = listener()
