@@ -254,6 +254,7 @@ def test_a_stream_can_be_iterated_taken_and_read_whole(model: GPT) -> None:
 def test_take_never_waits(watched: Watched) -> None:
     engine = engine_on(watched, watched.runner.model, places=8)  # type: ignore[attr-defined]
     stream = start(engine, text="So: ")
+    watched.entered.put(watched.entered.get(timeout=PATIENCE))  # it has a place
     assert stream.take() == "So: "
     assert [stream.take() for _ in range(3)] == ["", "", ""]
     watched.step()
@@ -622,7 +623,7 @@ def test_streams_come_and_go_for_a_minute_and_nothing_is_left_behind() -> None:
     gc.collect()
     assert not any(thread.name == "cpgpt-engine" for thread in threading.enumerate())
     assert alive("Stream") == 0
-    assert alive("_Work") <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
+    assert alive("Work") <= 32 + 1  # a place remembers whom it belonged to, for the prompts that are shared
     third = len(megabytes) // 3
     assert max(megabytes[2 * third :]) - max(megabytes[:third]) < 20
     last = [submit(engine, number) for number in (*requests[:31], 3)]  # every place can be had again
