@@ -69,6 +69,8 @@ def scene(
         writer = load(checkpoint)
         typewriter = Typewriter(writer.characters)
         if not writer.writes_scenes:
+            if json_:
+                raise ValueError("--json: this checkpoint was not trained on scenes, and what it writes has no parts")
             for piece in writer.stream_text(max_characters=max_chars, stop=False, temperature=temperature, seed=seed):
                 typewriter.type(piece)
             return
@@ -91,7 +93,8 @@ def scene(
                 print()
             typewriter.play(stream)
             if sys.stderr.isatty():
-                typer.secho(f"\n(seed {stream.seed}: with it and the same settings, the same scene)", err=True, dim=True)
+                told = f"\n(seed {stream.seed}: with it and the same settings, the same scene)"
+                typer.echo(told if typewriter.plain else typer.style(told, dim=True), err=True)
 
 
 @app.command()
@@ -113,6 +116,8 @@ def chat(
         from cpgpt.writer import one_of
 
         writer = load(checkpoint)
+        if not writer.writes_scenes:
+            raise ValueError("this checkpoint was not trained on scenes: there is nobody to talk with")
         me = one_of("character", me, writer.characters)
         history = Scene(title, place or writer.places[0], ())
         typewriter = Typewriter(writer.characters)
@@ -121,6 +126,8 @@ def chat(
                 typewriter.name(me)
             line = sys.stdin.readline()
             if not line:
+                if sys.stdin.isatty() and not json_:
+                    print()
                 return
             try:
                 said = [Line(me, line.strip())] if line.strip() else []

@@ -23,10 +23,11 @@ class Typewriter:
     def __init__(self, cast: Sequence[str], console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(cast)}
+        self.plain = self.console.no_color or not self.console.color_system
         self._direction = False  # whether what is being typed is a stage direction
 
     def type(self, text: str, style: str | None = None) -> None:
-        self.console.out(text, end="", style=style, highlight=False)
+        self.console.out(text, end="", style=None if self.plain else style, highlight=False)
         self.console.file.flush()
 
     def name(self, speaker: str) -> None:
@@ -36,7 +37,7 @@ class Typewriter:
         """Type a whole scene while it comes."""
         reader = SceneReader()
         for piece in pieces:
-            if not self.console.color_system:
+            if self.plain:
                 self.type(piece)
                 continue
             for event in reader.feed(piece):
