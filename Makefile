@@ -6,10 +6,10 @@ CONFIG ?= training/configs/centralperk.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run scene train test lint format clean
+.PHONY: help run scene train hub-demo test lint format clean
 
 help: ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 run: scene ## install what is needed and type a scene (the web page will take this place)
 
@@ -18,6 +18,9 @@ scene: $(VENV)/installed ## type a scene on the terminal
 
 train: $(VENV)/installed-train ## train our model (CONFIG=training/configs/NAME.toml for another)
 	$(BIN)/python -m training.train $(CONFIG)
+
+hub-demo: $(VENV)/installed-test ## the README's "Publish your own", against a stand-in for the Hugging Face Hub
+	@$(BIN)/python -m tests.hub_demo
 
 test: $(VENV)/installed-test lint ## lint, check types, run all tests
 	$(BIN)/python -m pytest

@@ -1,15 +1,15 @@
 """The `cpgpt` command. PyTorch is imported where it is needed, so that --help does not wait for it."""
 
-import contextlib
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from cpgpt.cli_hub import push, push_space
+from cpgpt.terminal import errors
 
 app = typer.Typer(
     help="centralperkGPT: a small GPT, written from scratch, that writes coffee-house scenes.",
@@ -62,7 +62,7 @@ def scene(
     max_chars: Annotated[int, typer.Option(help="Where to end a text of a model that does not write scenes.")] = 2_000,
 ) -> None:
     """Type a scene, as the model writes it."""
-    with _errors():
+    with errors():
         from cpgpt import load
         from cpgpt.terminal import Typewriter
 
@@ -110,7 +110,7 @@ def chat(
     checkpoint: Checkpoint = None,
 ) -> None:
     """Talk with a character: type a line, read the answer. An empty line lets them go on; Ctrl-D ends it."""
-    with _errors():
+    with errors():
         from cpgpt import Line, Scene, load
         from cpgpt.terminal import Typewriter
         from cpgpt.writer import one_of
@@ -149,7 +149,7 @@ def chat(
 @app.command()
 def cast(checkpoint: Checkpoint = None) -> None:
     """List who can speak, and where."""
-    with _errors():
+    with errors():
         from cpgpt import load_checkpoint
 
         facts = load_checkpoint(checkpoint).facts.get("corpus", {})
@@ -169,17 +169,5 @@ def _lines(text: str | None) -> int | tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Errors that a user can mend are one line on stderr, and no traceback."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever read it has had enough: cpgpt scene | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        print()
-        raise typer.Exit(130) from None
+app.command()(push)
+app.command()(push_space)

@@ -1,10 +1,15 @@
-"""Scenes on a terminal: each speaker in a colour of their own, stage directions in italics, as they are typed.
+"""What the commands share: scenes on a terminal, and errors that are one line.
 
-Where the output is no terminal, or colour is switched off (NO_COLOR), the text is printed as it is.
+Each speaker has a colour of their own, stage directions are in italics, all of it comes as it is typed. Where the output is no
+terminal, or colour is switched off (NO_COLOR), the text is printed as it is.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
+import typer
 from rich.console import Console
 
 from cpgpt.screenplay import SCENE, Event, SceneReader
@@ -64,3 +69,19 @@ class Typewriter:
         elif event.kind == "line":
             self.type(")\n" if self._direction else "\n", "italic dim" if self._direction else None)
             self._direction = False
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Errors that a user can mend are one line on stderr, and no traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read it has had enough: cpgpt scene | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        print()
+        raise typer.Exit(130) from None

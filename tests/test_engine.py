@@ -611,7 +611,7 @@ def test_streams_come_and_go_for_a_minute_and_nothing_is_left_behind() -> None:
         time.sleep(0.25)
         megabytes.append(memory())
         assert engine.running <= 32
-        assert engine.waiting <= 100 + 32  # those for whom there are free places count for nobody
+        assert engine.waiting <= 100 + 32  # those with a place from the next step on among them
     for reader in readers:
         reader.join(timeout=PATIENCE)
     assert not any(reader.is_alive() for reader in readers)

@@ -90,9 +90,9 @@ def test_every_scene_parses_at_every_temperature(writer: SceneWriter) -> None:
     """10,000 of them: `python -m tests.benchmarks.scenes`."""
     chance, asked = random.Random(5), list[tuple[Any, ...]]()
     for number in range(200):
-        cast = chance.sample(writer.characters, chance.randint(2, 4))
+        cast = chance.sample(writer.characters, chance.randint(2, 3))
         lead = chance.choice([None, *cast])
-        lines = (low := chance.randint(6, 7), low + chance.randint(0, 1))
+        lines = (low := chance.randint(4, 5), low + chance.randint(0, 1))
         temperature = 0.1 + 1.9 * number / 199
         asked.append((lead, cast, lines, writer.stream(lead, cast=cast, lines=lines, temperature=temperature, seed=number)))
     for lead, cast, (least, most), stream in asked:
@@ -165,7 +165,7 @@ def test_same_seed_same_scene_with_and_without_drafting() -> None:
     facts["lengths"]["speakers_of_a_scene"]["min"] = 1
     facts["lengths"]["characters_of_a_line"]["max"] = 60
     short = Checkpoint(LOADED.model, LOADED.tokenizer, {"corpus": facts}, LOADED.drafts)
-    few, many = SceneWriter(short, places=4), SceneWriter(short, places=64, drafts=False)
+    few, many = SceneWriter(short, places=12), SceneWriter(short, places=64, drafts=False)
     assert few.engine.drafts is not None
     for number, temperature in enumerate((0, 0.5, 0.8, 1.0, 1.5)):
         count = 1 if not temperature else 125 if number < 4 else 124
