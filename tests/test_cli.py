@@ -193,7 +193,7 @@ def test_a_conversation_on_a_terminal_and_what_cannot_be_said_may_be_said_again(
         (["scene", "--checkpoint", "training"], "error: training has no config.json"),
         (["scene", "--temperature", "-1"], "error: temperature is -1.0: it must be 0 (greedy) or more"),
         (["scene", "--top-p", "0"], "error: top_p is 0.0: it must be over 0 and at most 1"),
-        (["scene", "--seed", "-3"], "error: seed is -3: it must be from 0 to"),
+        (["scene", "--seed", "-3"], "error: seed is -3: it must be a whole number from 0 to"),
         (["scene", "--count", "0"], "Invalid value for '--count'"),
         (["scene", "--lines", "many"], "error: --lines is 'many': give a number, such as 10, or a range, such as 8-12"),
         (["scene", "--lines", "8-99"], "error: lines is (8, 99): give a number of lines from 2 to"),
