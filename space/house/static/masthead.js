@@ -6,8 +6,9 @@ export function mount(element, { props }) {
   const lamp = element.querySelector(".lamp");
   const dark = () => document.body.classList.contains("dark");
   const say = () => {
-    lamp.querySelector("span").textContent = dark() ? "Lights on" : "Lights off";
-    lamp.setAttribute("aria-label", dark() ? "Light theme" : "Dark theme");
+    const [now, then] = dark() ? ["Lights on", "light theme"] : ["Lights off", "dark theme"];
+    lamp.querySelector("span").textContent = now;
+    lamp.setAttribute("aria-label", `${now}: ${then}`);
   };
   const kept = localStorage.getItem(KEY);
   if (kept && !new URLSearchParams(location.search).has("__theme")) document.body.classList.toggle("dark", kept === "dark");

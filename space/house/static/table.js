@@ -32,8 +32,6 @@ export function mount(element, { props }) {
 
   // Gradio draws the messages; who speaks is said at the start of each, and house.css shows the portrait of that name.
   const people = new Map(facts.cast.map((person) => [person.name, person]));
-  const announcer = part(".announcer");
-  let announced = null;
   const decorate = () => {
     for (const row of document.querySelectorAll("#talk .message-row")) {
       const speaker = /^\s*([A-Z][A-Z0-9 .'-]*):/.exec(row.textContent)?.[1];
@@ -43,6 +41,7 @@ export function mount(element, { props }) {
       ink(row, people.get(speaker));
     }
   };
+  decorate();
   new MutationObserver(decorate).observe(document.body, { childList: true, subtree: true, characterData: true });
 
   window.house = {
