@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cpgpt import cli_serve
+
 app = typer.Typer(
     help="centralperkGPT: a small GPT, written from scratch, that writes coffee-house scenes.",
     no_args_is_help=True,
@@ -61,3 +63,6 @@ def scene(
         raise typer.Exit(130) from None
     if sys.stderr.isatty():
         print(f"\n(write it again: cpgpt scene --seed {seed} --temperature {temperature})", file=sys.stderr)
+
+
+app.command()(cli_serve.serve)

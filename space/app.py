@@ -1,10 +1,12 @@
 """The Space: starts the page at http://127.0.0.1:7860, or where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say.
 
-`CPGPT_MODEL` names a model on the Hub, as user/repository or user/repository@revision; without it the embedded checkpoint writes.
+`CPGPT_MODEL` names a model on the Hub, as user/name or user/name@revision, or a checkpoint folder; without it the embedded checkpoint
+writes.
 It knows how the server is set up; what it serves is in house/.
 """
 
 import os
+from pathlib import Path
 
 # Read when Gradio is imported and its queue is made. No word to any other host; and no statistics after every event, which cost more
 # than the event.
@@ -25,16 +27,17 @@ EVENTS = 512  # at once: those being written, those waiting, and room for the sh
 
 
 def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
-    """The writer of the model that CPGPT_MODEL names. Where that fails, the embedded one, and what to tell the visitors."""
+    """The writer that CPGPT_MODEL names. Where the Hub does not give it, the embedded one, and what to tell the visitors."""
     wanted = os.environ.get("CPGPT_MODEL", "")
-    if not wanted:
-        return cpgpt.load(), ""
+    if not wanted or Path(wanted).is_dir():
+        return cpgpt.load(wanted or None), ""
     repository, _, revision = wanted.partition("@")
+    print(f"fetching {wanted} from the Hub", flush=True)
     try:
         return cpgpt.from_hub(repository, revision=revision or None), ""
-    except Exception as error:  # whatever it is, a page that says so is better than none
-        print(f"CPGPT_MODEL={wanted} could not be loaded: {error}")
-        return cpgpt.load(), f"The model {wanted} could not be loaded ({type(error).__name__}), so the built-in one is writing."
+    except (OSError, ValueError) as error:
+        print(f"CPGPT_MODEL={wanted} could not be loaded: {error}", flush=True)
+        return cpgpt.load(), f"The model {wanted} could not be loaded, so the built-in one is writing. ({error})"
 
 
 def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: object) -> tuple[gr.Blocks, str]:

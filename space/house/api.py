@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from house.service import HISTORY, LINE, PLACE, TITLE, Service
+from house.service import HISTORY, Service
 
 Schema = dict[str, Any]
 
@@ -27,12 +27,12 @@ def publish(service: Service) -> None:
     name = {"type": "string", "enum": list(writer.characters)}
     setting: dict[str, Schema] = {
         "character": {**name, "description": "who speaks first and leads the scene; without one, whoever the model picks"},
-        "title": {"type": "string", "maxLength": TITLE, "description": "in capitals, such as THE ONE WITH THE FLAKY TEST"},
-        "place": {"type": "string", "maxLength": PLACE, "description": f"in capitals; it knows {', '.join(writer.places)}"},
+        "title": {"type": "string", "maxLength": service.longest_title, "description": "such as THE ONE WITH THE FLAKY TEST"},
+        "place": {"type": "string", "enum": list(writer.places), "description": "where it takes place"},
     }
     lines = {"description": "how many lines: a whole number, or two, the fewest and the most", "anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}
     cast = {"type": "array", "items": name, "description": "who may speak; without it, whoever the model picks"}
-    line = {"type": "object", "properties": {"speaker": {"type": "string"}, "text": {"type": "string", "maxLength": LINE}}, "required": ["speaker", "text"]}
+    line = {"type": "object", "properties": {"speaker": {"type": "string"}, "text": {"type": "string", "maxLength": service.longest_line}}, "required": ["speaker", "text"]}
     history = {"type": "array", "items": line, "maxItems": HISTORY, "description": "the lines so far, each with speaker and text"}
     answerer = {**name, "description": "who answers; without one, whoever the model picks"}
 

@@ -8,7 +8,7 @@ import gradio as gr
 from cpgpt import BusyError
 
 from house.part import Part
-from house.service import BUSY, HISTORY, LINE, Service
+from house.service import BUSY, HISTORY, Service
 
 Message = dict[str, Any]
 SAVED = "centralperkgpt-chat"
@@ -86,8 +86,8 @@ def chat(service: Service, facts: dict[str, Any], saved: gr.BrowserState) -> Non
         line = tidy(typed or "")
         if not line:
             return messages, "", "Type a line first."
-        if len(line) > LINE:
-            return messages, typed, f"A line has at most {LINE} characters; this one has {len(line)}."
+        if len(line) > service.longest_line:
+            return messages, typed, f"A line has at most {service.longest_line} characters; this one has {len(line)}."
         me = settings_of(table, service)["me"]
         return [*messages, {"role": "user", "content": shown(f"{me}: {line}")}], "", ""
 
@@ -126,7 +126,7 @@ def chat(service: Service, facts: dict[str, Any], saved: gr.BrowserState) -> Non
                     placeholder="I broke the build again.",
                     label="Your line",
                     show_label=False,
-                    max_length=LINE,
+                    max_length=service.longest_line,
                     lines=1,
                     max_lines=4,
                     scale=6,

@@ -14,7 +14,7 @@ from cpgpt import BusyError
 from house import api, portraits
 from house.chat import chat, kept
 from house.part import Part
-from house.service import BUSY, HISTORY, LINE, PLACE, TITLE, Service, left
+from house.service import BUSY, Service, left
 
 STATIC = Path(__file__).parent / "static"
 HEAD = '<meta name="theme-color" content="#4a2c17"><link rel="stylesheet" href="house/house.css">'
@@ -23,7 +23,6 @@ HEAD = '<meta name="theme-color" content="#4a2c17"><link rel="stylesheet" href="
 def facts_for_the_page(service: Service, notice: str) -> dict[str, Any]:
     """What the page's own parts need to know about the checkpoint."""
     writer = service.writer
-    lengths = writer.checkpoint.facts.get("corpus", {}).get("lengths", {}).get("lines_of_a_scene", {})
     cast = []
     for name in writer.characters:
         day, night = portraits.inks(name)
@@ -32,8 +31,8 @@ def facts_for_the_page(service: Service, notice: str) -> dict[str, Any]:
         "cast": cast,
         "places": list(writer.places),
         "title_forms": writer.checkpoint.facts.get("corpus", {}).get("title_forms", []),
-        "lengths": lengths,
-        "limits": {"title": TITLE, "place": PLACE, "line": LINE, "history": HISTORY},
+        "lengths": service.lines_of_a_scene,
+        "longest_title": service.longest_title,
         "checkpoint": service.checkpoint,
         "notice": notice,
     }

@@ -17,7 +17,7 @@ from gradio.context import LocalContext
 TICK = 0.1  # seconds between looks at the engine: how soon it is noticed that somebody has left
 SOON = 0.02  # the same until the first character
 PORTIONS = 160  # a second, for all visitors together: Gradio's way of an event costs more than the model's of a character
-TITLE, PLACE, LINE = 80, 60, 300  # characters
+TEXT = 500  # characters of any text: what is longer is not even looked at; the writer knows how long each may be
 HISTORY = 200  # lines of a chat
 
 BUSY = "The house is full: every table and every chair in the queue is taken. Please try again in a minute."
@@ -35,6 +35,10 @@ class Service:
 
     def __init__(self, writer: SceneWriter) -> None:
         self.writer = writer
+        lengths = writer.checkpoint.facts.get("corpus", {}).get("lengths", {})
+        self.longest_title: int = lengths.get("characters_of_a_title", {}).get("max", 60)
+        self.longest_line: int = lengths.get("characters_of_a_line", {}).get("max", 200)
+        self.lines_of_a_scene: dict[str, int] = lengths.get("lines_of_a_scene", {})
 
     @property
     def checkpoint(self) -> dict[str, str | None]:
@@ -182,14 +186,14 @@ def whole(settings: dict[str, Any], name: str) -> int | None:
     return value
 
 
-def text(settings: dict[str, Any], name: str, most: int) -> str | None:
+def text(settings: dict[str, Any], name: str) -> str | None:
     value = settings.get(name)
     if value is None or value == "":
         return None
     if not isinstance(value, str):
         raise ValueError(f"{name} must be text")
-    if len(value) > most:
-        raise ValueError(f"{name} has {len(value)} characters: {most} at most")
+    if len(value) > TEXT:
+        raise ValueError(f"{name} has {len(value)} characters: {TEXT} is the most")
     return value
 
 
@@ -197,7 +201,7 @@ def names(settings: dict[str, Any], name: str) -> list[str] | None:
     value = settings.get(name)
     if value is None or value == []:
         return None
-    if not isinstance(value, list) or len(value) > 20 or not all(isinstance(item, str) and len(item) <= PLACE for item in value):
+    if not isinstance(value, list) or len(value) > 20 or not all(isinstance(item, str) and len(item) <= TEXT for item in value):
         raise ValueError(f"{name} must be a list of names")
     return value
 
@@ -222,8 +226,8 @@ def sampling_arguments(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def reply_arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    who = {"character": text(settings, "character", PLACE), "title": text(settings, "title", TITLE)}
-    return {**who, "place": text(settings, "place", PLACE), **sampling_arguments(settings)}
+    words = {name: text(settings, name) for name in ("character", "title", "place")}
+    return {**words, **sampling_arguments(settings)}
 
 
 def scene_arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +243,7 @@ def history_items(history: Any) -> list[Line | Direction]:
         if not isinstance(item, dict) or not ({"speaker", "text"} <= item.keys() or "direction" in item):
             raise ValueError(f"line {place} of history must be a dictionary with speaker and text, or with direction")
         if "direction" in item:
-            items.append(Direction(text(item, "direction", LINE) or ""))
+            items.append(Direction(text(item, "direction") or ""))
         else:
-            items.append(Line(text(item, "speaker", PLACE) or "", text(item, "text", LINE) or ""))
+            items.append(Line(text(item, "speaker") or "", text(item, "text") or ""))
     return items

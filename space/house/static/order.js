@@ -29,7 +29,7 @@ export function mount(element, { props, trigger }) {
   const forms = facts.title_forms.length ? facts.title_forms : [""];
   start.append(...forms.map((value) => make("option", { value, textContent: value.charAt(0) + value.slice(1).toLowerCase() })));
   start.hidden = forms[0] === "";
-  title.maxLength = Math.max(1, facts.limits.title - Math.max(...forms.map((value) => value.length)) - 1);
+  title.maxLength = Math.max(1, facts.longest_title - Math.max(...forms.map((value) => value.length)) - 1);
   place.append(...facts.places.map((value) => make("option", { value, textContent: nice(value) })));
   const { min, low, usual, high, max } = facts.lengths;
   if (min) {
