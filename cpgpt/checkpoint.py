@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cpgpt.drafts import Drafts
 from cpgpt.model import CLASSIC, GPT, MODERN, Config, rotary_table
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 
@@ -77,6 +78,7 @@ class Checkpoint:
     model: GPT
     tokenizer: Tokenizer
     facts: dict[str, Any] = field(default_factory=dict)
+    drafts: Drafts | None = None
 
 
 def model_type(config: Config) -> str:

@@ -4,25 +4,22 @@ The random number of a draw depends on the stream's seed and on the position of 
 generator, Salmon et al. 2011). So the same seed gives the same text, alone or in a batch, however the steps are grouped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from cpgpt.model import GPT, Cache
 
 
-def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) that `seed` has for `position`."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+def uniforms(seed: int, position: int, count: int = 1) -> np.ndarray:
+    """The random numbers (count,) in [0, 1) that `seed` has for `position` and those after it."""
+    # A counter gives four numbers of 64 bits: the first is the position's. A double has 53 bits.
+    raw = np.random.Philox(key=seed, counter=position).random_raw(4 * count)[::4]
+    return (raw >> np.uint64(11)) * 2.0**-53
 
 
-def probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
-) -> Tensor:
-    """The distribution (B, V) that is sampled, from `logits` (B, V).
+@dataclass(frozen=True)
+class Sampling:
+    """How the next id is drawn.
 
     Args:
         temperature: divides the logits; 0 leaves only the likeliest id (greedy).
@@ -33,35 +30,49 @@ def probabilities(
     Raises:
         ValueError: an argument out of its range.
     """
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}: it must be 1 or more")
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"{name} is {value}: it must be over 0 and at most 1")
 
-    if temperature == 0:
-        return F.one_hot(logits.argmax(-1), logits.size(-1)).to(torch.float32)
-    logits = logits.cpu().double()  # so that a temperature near 0 is greedy, not infinity; not every device has float64
-    probs = F.softmax((logits - logits.max(-1, keepdim=True).values) / temperature, dim=-1).float()
-    if top_k is not None and top_k < probs.size(-1):
-        probs = probs.masked_fill(probs < probs.topk(top_k).values[:, -1:], 0)
-    if top_p is not None and top_p < 1:
-        ordered = probs.sort(descending=True).values
-        kept = ordered.cumsum(-1) - ordered < top_p * ordered.sum(-1, keepdim=True)  # what is likelier is less than top_p
-        least = ordered.masked_fill(~kept, torch.inf).min(-1, keepdim=True).values
-        probs = probs.masked_fill(probs < least, 0)
-    if min_p is not None:
-        probs = probs.masked_fill(probs < min_p * probs.max(-1, keepdim=True).values, 0)
-    return probs / probs.sum(-1, keepdim=True)
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature!r}: it must be 0 (greedy) or more")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k!r}: it must be a whole number, 1 or more")
+        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if value is not None and (not _is_number(value) or not 0 < value <= 1):
+                raise ValueError(f"{name} is {value!r}: it must be over 0 and at most 1")
 
 
-def sample(probs: Tensor, randoms: Sequence[float]) -> list[int]:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def probabilities(logits: np.ndarray, how: Sampling) -> np.ndarray:
+    """The distributions (B, V) that are sampled, from `logits` (B, V). An id whose logit is minus infinity has none."""
+    if how.temperature == 0:
+        return (np.arange(logits.shape[-1]) == logits.argmax(-1)[:, None]).astype(np.float64)
+    # In float64, so that a temperature near 0 is greedy, not infinity.
+    probs = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64) / how.temperature)
+    if how.top_k is not None and how.top_k < probs.shape[-1]:
+        least = np.partition(probs, -how.top_k)[:, -how.top_k, None]
+        probs = np.where(probs < least, 0, probs)
+    if how.top_p is not None and how.top_p < 1:
+        ordered = -np.sort(-probs)
+        kept = ordered.cumsum(-1) - ordered < how.top_p * ordered.sum(-1, keepdims=True)  # what is likelier is less than top_p
+        least = np.where(kept, ordered, np.inf).min(-1, keepdims=True)
+        probs = np.where(probs < least, 0, probs)
+    if how.min_p is not None:
+        probs = np.where(probs < how.min_p * probs.max(-1, keepdims=True), 0, probs)
+    return probs / probs.sum(-1, keepdims=True)
+
+
+def sample(probs: np.ndarray, randoms: np.ndarray) -> np.ndarray:
     """One id for each row of `probs` (B, V): the first whose cumulated probability passes the row's random number in [0, 1)."""
-    cumulated = probs.cpu().double().cumsum(-1)  # (B, V); not every device has float64
-    threshold = torch.tensor(randoms, dtype=torch.double)[:, None] * cumulated[:, -1:]
-    return (cumulated <= threshold).sum(-1).tolist()
+    cumulated = probs.cumsum(-1)  # (B, V)
+    return (cumulated / cumulated[:, -1:] <= randoms[:, None]).sum(-1)
 
 
 def keep_newest(ids: Sequence[int], size: int, line_breaks: frozenset[int] = frozenset()) -> list[int]:
@@ -71,60 +82,3 @@ def keep_newest(ids: Sequence[int], size: int, line_breaks: frozenset[int] = fro
         if i == 0 or ids[i - 1] in line_breaks:
             return list(ids[i:])
     return list(ids[start:])
-
-
-@torch.inference_mode()
-def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    *,
-    max_new_tokens: int,
-    stop_id: int | None = None,
-    line_breaks: frozenset[int] = frozenset(),
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> Iterator[list[int | None]]:
-    """Continue every prompt, a token a step: yields each stream's new id, None once it has ended with `stop_id`.
-
-    A stream that fills the context drops its oldest half, at a line break, and the rest is read again from position 0. A prompt
-    longer than the context is cut the same way.
-
-    Raises:
-        ValueError: no prompt, an empty one, or not one seed for each; an argument out of its range.
-    """
-    if not prompts or not all(prompts) or len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, each with an id and a seed")
-    if min(seeds) < 0:
-        raise ValueError(f"seed is {min(seeds)}: it must be 0 or more")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
-    device, size = model.head.weight.device, model.config.block_size
-    cache = Cache(model.config, len(prompts), device)
-    texts = [keep_newest(prompt, size, line_breaks) for prompt in prompts]  # what each stream's cache stands for
-    counts = torch.tensor([len(text) for text in texts], device=device)
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)  # (B, T)
-    every = torch.arange(len(texts), device=device)
-    logits = model(ids, cache, counts)[every, counts - 1]  # (B, V)
-    ended = [False] * len(texts)
-    for step in range(max_new_tokens):
-        probs = probabilities(logits, temperature, top_k, top_p, min_p)
-        randoms = [uniform(seed, len(prompt) + step) for seed, prompt in zip(seeds, prompts, strict=True)]
-        drawn = sample(probs, randoms)
-        yield [None if done else id for id, done in zip(drawn, ended, strict=True)]
-        ended = [done or id == stop_id for id, done in zip(drawn, ended, strict=True)]
-        if all(ended) or step == max_new_tokens - 1:
-            return
-        for stream, text in enumerate(texts):
-            if ended[stream]:  # it is computed along with the others, and nobody reads it
-                cache.lengths[stream] = 0
-                continue
-            if len(text) == size:
-                texts[stream] = text = keep_newest(text, size // 2, line_breaks)
-                cache.lengths[stream] = 0
-                if text:  # a context of one token has no half to keep
-                    model(torch.tensor([text], device=device), cache.rows(slice(stream, stream + 1)))
-            text.append(drawn[stream])
-        logits = model(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]  # (B, V)

@@ -1,4 +1,4 @@
-"""The scene format: what a scene is made of, and how its text is read. Knows no name, no place and no model.
+"""The scene format: what a scene is made of, and how its text is read, whole or as it grows. Knows no name, no place, no model.
 
     THE ONE WITH THE FLAKY TEST          the title; may be missing, with the blank line after it
 
@@ -11,7 +11,9 @@ The text of a scene ends with one line break and holds no other blank line.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 _NAME = re.compile(r"[A-Z][A-Z0-9 .'-]*")
 _HEADING = re.compile(r"[^a-zA-Z]*[A-Z][^a-z]*")  # a title or a place: in capitals
@@ -46,6 +48,7 @@ class Scene:
     title: str | None
     place: str
     items: tuple[Line | Direction, ...]
+    seed: int | None = field(default=None, compare=False)  # of a scene that the model wrote: with it, it can be written again
 
     @property
     def lines(self) -> list[Line]:
@@ -59,6 +62,39 @@ class Scene:
     def __str__(self) -> str:
         title = f"{self.title}\n\n" if self.title is not None else ""
         return f"{title}{SCENE}{self.place}\n\n" + "".join(f"{item}\n" for item in self.items)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scene as JSON has it: `{"title", "place", "items": [{"speaker", "text"} or {"direction"}], "seed"}`."""
+        items = [
+            {"speaker": item.speaker, "text": item.text} if isinstance(item, Line) else {"direction": item.text}
+            for item in self.items
+        ]
+        return {"title": self.title, "place": self.place, "items": items, "seed": self.seed}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Scene":
+        """The scene that `to_dict` gave.
+
+        Raises:
+            ValueError: something is missing or is not what `to_dict` gives; the message names it.
+        """
+        try:
+            items = tuple(
+                Direction(_text(item, "direction")) if "direction" in item else Line(_text(item, "speaker"), _text(item, "text"))
+                for item in data["items"]
+            )
+            title = None if data.get("title") is None else _text(data, "title")
+            return cls(title, _text(data, "place"), items, data.get("seed"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'not a scene: {error!r}; it has "title", "place" and "items", a list of {{"speaker", "text"}} and {{"direction"}}'
+            ) from error
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    if not isinstance(data[name], str):
+        raise TypeError(f"{name} is {data[name]!r}, not a text")
+    return data[name]
 
 
 @dataclass(frozen=True)
@@ -122,3 +158,103 @@ def parse(text: str) -> Scene:
     if faults:
         raise ScreenplayError(sorted(faults, key=lambda fault: fault.line))
     return Scene(title, place, tuple(items))
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became known of a scene while its text came in.
+
+    kind        text is
+    "title"     the title
+    "place"     the place
+    "speaker"   the name of whoever speaks now: a line of theirs begins
+    "direction" nothing: a stage direction begins
+    "text"      what was added to the line or the direction that has begun
+    "line"      the whole of what was said or happened: it has ended
+    "scene"     nothing: the scene has ended
+    """
+
+    kind: Literal["title", "place", "speaker", "direction", "text", "line", "scene"]
+    text: str = ""
+
+
+class SceneReader:
+    """Reads a scene while it is being written: `feed` it the text in whatever pieces it comes, `end` it, and it tells what is new.
+
+    `.items` are the lines and directions that are complete, `.title` and `.place` what is known of them. What is not a scene is an
+    error as soon as a row of it is complete: the same one that `parse` has.
+    """
+
+    def __init__(self) -> None:
+        self.title: str | None = None
+        self.place: str | None = None
+        self.items: list[Line | Direction] = []
+        self._text = ""  # all of it
+        self._row = ""  # what has come of the present row
+        self._told = 0  # how much of it was told as "text"
+        self._speaker: str | None = None
+        self._inside: Literal["", "line", "direction"] = ""  # what the present row has turned out to be
+
+    def feed(self, piece: str) -> list[Event]:
+        """What `piece` makes known.
+
+        Raises:
+            ScreenplayError: a row is none that a scene has at this place.
+        """
+        events: list[Event] = []
+        self._text += piece
+        rows = piece.split("\n")
+        for number, part in enumerate(rows):
+            self._row += part
+            if self.place is not None and self._row:
+                events += self._grow()
+            if number < len(rows) - 1:
+                events += self._end_row()
+        return events
+
+    def end(self) -> list[Event]:
+        """The text is complete: the last event.
+
+        Raises:
+            ScreenplayError: it is not a whole scene.
+        """
+        parse(self._text)
+        return [Event("scene")]
+
+    def _grow(self) -> list[Event]:
+        events: list[Event] = []
+        if not self._inside and self._row[0] == "(":
+            self._inside, self._told = "direction", 1
+            events.append(Event("direction"))
+        elif not self._inside and ": " in self._row:
+            self._speaker = self._row.partition(": ")[0]
+            self._inside, self._told = "line", len(self._speaker) + 2
+            events.append(Event("speaker", self._speaker))
+        # A direction's closing bracket is no part of its text; whether a bracket closes it shows with the next character.
+        known = len(self._row) - (self._inside == "direction" and self._row.endswith(")"))
+        if self._inside and known > self._told:
+            events.append(Event("text", self._row[self._told : known]))
+            self._told = known
+        return events
+
+    def _end_row(self) -> list[Event]:
+        row, self._row = self._row, ""
+        inside, self._inside = self._inside, ""
+        if inside == "direction" and row.endswith(")") and len(row) > 2:
+            self.items.append(Direction(row[1:-1]))
+            return [Event("line", row[1:-1])]
+        if inside == "line" and self._speaker is not None and _NAME.fullmatch(self._speaker):
+            speech = row[len(self._speaker) + 2 :]
+            if speech.strip() and f"{self._speaker}: " != SCENE:
+                self.items.append(Line(self._speaker, speech))
+                return [Event("line", speech)]
+        if self.place is None and row.startswith(SCENE) and _HEADING.fullmatch(row.removeprefix(SCENE)):
+            self.place = row.removeprefix(SCENE)
+            return [Event("place", self.place)]
+        if self.place is None and self.title is None and _HEADING.fullmatch(row):
+            self.title = row
+            return [Event("title", row)]
+        if not row and not self.items:  # the blank line after a title or a place
+            return []
+        parse(self._text[: self._text.rindex("\n") + 1])  # names what is wrong
+        raise AssertionError(f"{row!r} is a fault to one reader and none to the other")

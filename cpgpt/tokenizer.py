@@ -4,6 +4,7 @@ Characters are byte-level BPE (Radford et al. 2019) with no merges; subwords are
 holds the bytes that the training text uses, and `<|endoftext|>` as id 0, which starts every document and ends it.
 """
 
+import functools
 import json
 import os
 import unicodedata
@@ -32,6 +33,11 @@ PLAIN = {
 # What NFKD takes off a letter and may be dropped. Not the strokes that change what a sign means, such as that of a "not equal".
 ACCENTS = "[\u0300-\u0333\u0339-\u036f]"
 
+# Byte-level BPE writes a printable byte as the character of that number, and the others, in order, as those from 256 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)
+}
 _BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
@@ -138,14 +144,18 @@ class Tokenizer:
             raise ValueError(f"no such ids: {wrong[:5]}; the vocabulary has ids 0 to {self.vocab_size - 1}")
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> "decoders.DecodeStream":
-        """A decoder for ids that come one at a time: `.step(tokenizer.backend, id)` gives new text, or None inside a character."""
-        return decoders.DecodeStream(skip_special_tokens=True)
+    @functools.cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id stands for, UTF-8; none for `<|endoftext|>`. A character of several bytes may be several ids."""
+        tokens = [b""] * self.vocab_size
+        for token, id in self.backend.get_vocab(with_added_tokens=False).items():
+            if id != END_OF_TEXT_ID:
+                tokens[id] = bytes(_BYTES[letter] for letter in token)
+        return tokens
 
     def line_break_ids(self) -> frozenset[int]:
         """The ids whose text ends a line."""
-        vocabulary = self.backend.get_vocab(with_added_tokens=False)
-        return frozenset(id for token, id in vocabulary.items() if token.endswith(_byte_letters("\n")))
+        return frozenset(id for id, token in enumerate(self.token_bytes) if token.endswith(b"\n"))
 
     def files(self) -> dict[str, str]:
         """The contents of `tokenizer.json` and `tokenizer_config.json`, for the `tokenizers` library and `transformers`."""

@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from cpgpt import EMBEDDED, checkpoint, writer
+from cpgpt import EMBEDDED, SceneWriter, checkpoint
 from cpgpt.model import GPT
 from cpgpt.screenplay import ScreenplayError, parse
 from cpgpt.tokenizer import END_OF_TEXT_ID
@@ -29,7 +29,6 @@ from training.machine import autocast
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 SPAN = 50  # characters: shorter runs are common phrases
-BATCH = 50  # scenes written together
 
 
 def loss_of(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -133,11 +132,8 @@ def main(
         if prepared.characters(split):
             nats, _ = loss_over(loaded.model, prepared.splits[split], loaded.model.config.block_size)
             figures[f"{split} bits per character"] = nats / prepared.characters(split) / math.log(2)
-    texts: list[str] = []
-    for start in track(range(0, scenes, BATCH), "writing", console=console, transient=True):
-        texts += writer.write(
-            loaded, range(seed + start, seed + min(scenes, start + BATCH)), temperature=temperature, max_characters=1500
-        )
+    written = SceneWriter(loaded).texts(range(seed, seed + scenes), temperature=temperature, max_characters=1500)
+    texts = list(track(written, "writing", total=scenes, console=console, transient=True))
     if texts:
         decoded = {name: _text(prepared, name) for name in prepared.splits}
         figures["words of the corpus"] = known_word_share(texts, "\n".join(decoded.values()))

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from cpgpt import checkpoint, writer
+from cpgpt import SceneWriter, checkpoint
 from cpgpt.model import GPT
 from training.data import Batches, Data
 from training.evaluate import loss_of, loss_over
@@ -183,8 +183,8 @@ def keep_if_best(model: GPT, data: Data, settings: Settings, run: RunProgress, e
 def write_sample(model: GPT, data: Data, settings: Settings) -> str:
     """The beginning of a text that the model writes from nothing, always with the same random numbers."""
     model.eval()
-    now = checkpoint.Checkpoint(model, data.tokenizer)
-    (text,) = writer.write(now, [settings.seed], temperature=settings.sample_temperature, max_characters=240)
+    writer = SceneWriter(checkpoint.Checkpoint(model, data.tokenizer), places=1)
+    (text,) = writer.texts([settings.seed], temperature=settings.sample_temperature, max_characters=240)
     model.train()
     return text
 

@@ -1,0 +1,432 @@
+"""Many streams, one model: continuous batching, drafting, cancellation. Knows ids and bytes, nothing about scenes.
+
+One thread makes all the steps while there is anything to write. In a step every running stream reads what it has not read yet,
+its prompt or the id drawn last and a draft of what may follow, all in one forward pass; then each draws its next ids. Streams join
+and leave between steps. What a stream draws depends on its own ids and seed alone, so it is the same alone, in a crowd, and with or
+without drafts: a drafted id is kept only where it is the one that was drawn.
+"""
+
+import codecs
+import contextlib
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from cpgpt.drafts import Drafts
+from cpgpt.grammar import ENDED, Grammar, State
+from cpgpt.runner import Runner
+from cpgpt.sampling import Sampling, keep_newest, probabilities, sample, uniforms
+from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
+
+PROMPT_ROWS = 256  # of prompts, in one step: a long prompt does not keep the others waiting
+SHARED = 16  # a shorter beginning in common is sooner read again than copied
+RANDOMS = 256  # random numbers are made so many at a time
+
+
+class BusyError(RuntimeError):
+    """More streams than there are places, and the waiting room is full."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """What the engine knows of a stream."""
+
+    ids: list[int]  # the prompt and what was drawn
+    seed: int
+    sampling: Sampling
+    grammar: Grammar | None
+    state: State | None
+    left: int  # how many ids may still be drawn
+    stop_id: int | None
+    pieces: "queue.SimpleQueue[str | BaseException | None]" = field(default_factory=queue.SimpleQueue)  # text; None at the end
+    closed: bool = False
+    ended: bool = False
+    place: int = -1
+    offset: int = 0  # where the context starts in `ids`
+    read: int = 0  # ids up to here are in the cache, those before `offset` no longer
+    randoms: np.ndarray = field(default_factory=lambda: np.empty(0))
+    randoms_from: int = 0  # the position that the first of them is for
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+    # One step's plan: how many ids are read, the draft behind them, and the grammar's state before and after each drafted id.
+    pending: int = 0
+    draft: list[int] = field(default_factory=list)
+    states: list[State | None] = field(default_factory=list)
+
+    def uniforms(self, count: int) -> np.ndarray:
+        """The random numbers for the next `count` positions."""
+        at = len(self.ids) - self.randoms_from
+        if at + count > len(self.randoms):
+            self.randoms_from, at = len(self.ids), 0
+            self.randoms = uniforms(self.seed, len(self.ids), max(count, RANDOMS))
+        return self.randoms[at : at + count]
+
+
+class Stream:
+    """Text while it is written: iterate over its characters, or `take` what has come. Closed when it is no longer referred to."""
+
+    def __init__(self, work: _Work, engine: "Engine") -> None:
+        self._work, self._engine = work, engine
+        self._came: Iterator[str] = iter(())  # characters that have come and were not given out
+        self._over = False  # nothing more will come
+        self._error: BaseException | None = None  # why, if not because it has ended
+        self.text = ""  # what was given out so far
+
+    @property
+    def seed(self) -> int:
+        return self._work.seed
+
+    @property
+    def waiting(self) -> int:
+        """Its place in the queue, from 1; 0 once it is being written."""
+        return self._engine.queue_position(self._work)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> str:
+        """The next character; waits for it.
+
+        Raises:
+            Exception: what went wrong in this stream.
+        """
+        while True:
+            for character in self._came:
+                self.text += character
+                return character
+            if self._over:
+                self._raise()
+                raise StopIteration
+            self._receive(block=True)
+
+    def take(self) -> str | None:
+        """What has come since the last call; never waits. "" if that is nothing, None if the stream has ended.
+
+        Raises:
+            Exception: what went wrong in this stream.
+        """
+        taken = "".join(self._came)
+        with contextlib.suppress(queue.Empty):
+            while not self._over:
+                self._receive(block=False)
+                taken += "".join(self._came)
+        self.text += taken
+        if self._over and not taken:
+            self._raise()
+            return None
+        return taken
+
+    def _receive(self, block: bool) -> None:
+        piece = self._work.pieces.get(block)
+        if isinstance(piece, str):
+            self._came = iter(piece)
+        else:
+            self._over, self._error = True, piece
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def read(self) -> str:
+        """The whole text, once it has ended; waits for that.
+
+        Raises:
+            RuntimeError: the stream was closed before its end.
+        """
+        for _ in self:
+            pass
+        if not self._work.ended:
+            raise RuntimeError(f"this text was closed before its end, after {len(self.text)} characters")
+        return self.text
+
+    def close(self) -> None:
+        """Stop writing; the stream's place is free at the engine's next step."""
+        self._over, self._came = True, iter(())
+        self._work.closed = True
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._work.closed = True
+
+
+AnyStream = TypeVar("AnyStream", bound=Stream)
+
+
+class Engine:
+    """Writes streams with one model.
+
+    Args:
+        places: how many streams are written at once; each takes memory for a whole context as it grows.
+        max_waiting: how many more may wait for a place.
+        drafts: what proposes the next ids; without it every id takes a step of its own, and the text is the same.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        block_size: int,
+        *,
+        places: int = 64,
+        max_waiting: int = 256,
+        drafts: Drafts | None = None,
+    ) -> None:
+        self.runner, self.block_size, self.drafts = runner, block_size, drafts
+        self.places, self.max_waiting = places, max_waiting
+        self.steps = self.rows = 0  # made, and read in them, since the start
+        self._bytes, self._line_breaks = tokenizer.token_bytes, tokenizer.line_break_ids()
+        self._everything = np.ones(tokenizer.vocab_size, dtype=bool)
+        self._free = list(range(places))
+        self._held: list[_Work | None] = [None] * places  # whose ids each place has read last
+        self._running: list[_Work] = []
+        self._waiting: deque[_Work] = deque()
+        self._lock = threading.Lock()  # over the four above and the thread
+        self._thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> int:
+        """How many streams have a place."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many streams wait for one."""
+        return len(self._waiting)
+
+    def queue_position(self, work: _Work) -> int:
+        with self._lock:
+            return self._waiting.index(work) + 1 if work in self._waiting else 0
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        seed: int,
+        sampling: Sampling,
+        max_new_tokens: int,
+        grammar: Grammar | None = None,
+        state: State | None = None,
+        stop_id: int | None = END_OF_TEXT_ID,
+        text: str = "",
+        kind: "type[AnyStream] | None" = None,
+    ) -> "AnyStream":
+        """Start a stream that continues `prompt`; returns at once.
+
+        Args:
+            grammar: masks the logits; `state` is where the prompt has left it.
+            stop_id: the id that ends the stream; None if none does.
+            text: what the stream gives out before what is drawn.
+            kind: the class of what is returned, for those who make more of a text than `Stream` does.
+
+        Raises:
+            BusyError: no place is free and the waiting room is full.
+            ValueError: an empty prompt, a seed below 0, no tokens to write.
+        """
+        if not prompt:
+            raise ValueError("the prompt is empty: it must have at least one id")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}: it must be 0 or more")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
+        work = _Work(list(prompt), seed, sampling, grammar, state.copy() if state else None, max_new_tokens, stop_id)
+        if text:
+            work.pieces.put(text)
+        work.offset = work.read = len(work.ids) - len(keep_newest(work.ids, self.block_size, self._line_breaks))
+        with self._lock:
+            self._forget_closed()
+            if len(self._waiting) >= self.max_waiting + len(self._free):
+                raise BusyError(
+                    f"busy: {len(self._running)} texts are being written and {len(self._waiting)} wait; try again in a moment"
+                )
+            self._waiting.append(work)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="cpgpt-engine", daemon=True)
+                self._thread.start()
+        return (kind or Stream)(work, self)  # type: ignore[return-value]
+
+    def _loop(self) -> None:
+        while True:
+            with self._lock:
+                self._forget_closed()
+                self._admit()
+                if not self._running:
+                    self._thread = None
+                    return
+            try:
+                self._step()
+            except Exception as error:  # the model's own: nobody's text can go on
+                for work in self._running:
+                    self._end(work, error)
+
+    # Who has a place
+
+    def _forget_closed(self) -> None:
+        """Free the places of those who have ended or whom nobody listens to."""
+        for work in [work for work in self._running if work.closed or work.ended]:
+            self._free.append(work.place)
+        self._running = [work for work in self._running if not (work.closed or work.ended)]
+        if any(work.closed for work in self._waiting):
+            self._waiting = deque(work for work in self._waiting if not work.closed)
+
+    def _admit(self) -> None:
+        """Give those who wait longest the free places, and what another place has read of their prompts."""
+        while self._waiting and self._free:
+            work = self._waiting[0]
+            wanted = work.ids[work.offset : -1]  # the last id is read in any case: its logits are needed
+            shared, source = 0, -1
+            for place, holder in enumerate(self._held):
+                if holder is None or len(wanted) < SHARED or holder.ids[holder.offset :][:SHARED] != wanted[:SHARED]:
+                    continue
+                known = _common(holder.ids[holder.offset : holder.read], wanted)
+                if not (holder.ended or holder.closed) and _common(holder.ids[holder.offset :], wanted) >= known + SHARED:
+                    return  # it is just being read: the next step copies it
+                if known > shared:
+                    shared, source = known, place
+            self._waiting.popleft()
+            work.place = source if shared >= SHARED and source in self._free else min(self._free)
+            if shared >= SHARED:
+                if source != work.place:
+                    self.runner.copy(source, work.place, shared)
+                work.read = work.offset + shared
+            self._free.remove(work.place)
+            self._held[work.place] = work
+            self._running.append(work)
+
+    # One step
+
+    def _step(self) -> None:
+        room = PROMPT_ROWS
+        planned: list[_Work] = []
+        for work in self._running:
+            try:
+                self._plan(work, room)
+            except Exception as error:
+                self._end(work, error)
+                continue
+            if work.pending:
+                planned.append(work)
+                room -= work.pending - 1
+        if not planned:
+            return
+        planned.sort(key=lambda work: work.place)
+        ids, places, positions = list[int](), list[int](), list[int]()
+        for work in planned:
+            ids += work.ids[work.read : work.read + work.pending]
+            ids += work.draft
+            count, first = work.pending + len(work.draft), work.read - work.offset
+            places += [work.place] * count
+            positions += range(first, first + count)
+        logits = self.runner.forward(*(np.array(column, dtype=np.int32) for column in (ids, places, positions)))
+        self.steps += 1
+        self.rows += len(ids)
+        self._draw(planned, logits)
+
+    def _plan(self, work: _Work, room: int) -> None:
+        """What `work` reads in this step, of prompts at most `room` rows, and which ids are drafted behind it."""
+        while len(work.ids) - work.offset > self.block_size:  # the context is full: its newest half is read again
+            full = work.ids[work.offset : work.offset + self.block_size]
+            work.offset += self.block_size - len(keep_newest(full, self.block_size // 2, self._line_breaks))
+            work.read = work.offset
+        work.pending = min(len(work.ids) - work.read, max(1, room))
+        work.draft, work.states = [], []
+        if work.read + work.pending < len(work.ids):
+            return
+        work.states = [work.state]
+        most = min(work.left - 1, self.block_size - (len(work.ids) - work.offset))
+        if self.drafts is None or most < 1:
+            return
+        for id in self.drafts.propose(work.ids, most, len(self._running)):
+            state = work.states[-1]
+            if state is not None and work.grammar is not None:
+                if not work.grammar.allowed(state)[id]:
+                    return
+                state = state.copy()
+                work.grammar.advance(state, id)
+            if id == work.stop_id:
+                return
+            work.draft.append(id)
+            work.states.append(state)
+
+    def _draw(self, planned: list[_Work], logits: np.ndarray) -> None:
+        """Draw what follows, for every stream that has read all its ids."""
+        by_sampling: dict[Sampling, list[tuple[_Work, int]]] = {}
+        row = 0
+        for work in planned:
+            row += work.pending
+            if work.states:
+                by_sampling.setdefault(work.sampling, []).append((work, row - 1))
+            else:
+                work.read += work.pending
+            row += len(work.draft)
+        for sampling, works in by_sampling.items():
+            rows = [first + i for work, first in works for i in range(len(work.states))]
+            masks = [
+                work.grammar.allowed(state) if work.grammar is not None and state is not None else self._everything
+                for work, _ in works
+                for state in work.states
+            ]
+            some = logits[rows]
+            finite = np.isfinite(some).all()
+            probs = probabilities(np.where(np.array(masks), some, -np.inf), sampling)
+            drawn = sample(probs, np.concatenate([work.uniforms(len(work.states)) for work, _ in works])).tolist()
+            for work, _ in works:
+                mine, drawn = drawn[: len(work.states)], drawn[len(work.states) :]
+                try:
+                    if not finite and not np.isfinite(some[: len(mine)]).all():
+                        raise FloatingPointError("the model's logits are not numbers: its weights are damaged")
+                    self._take(work, mine)
+                except Exception as error:
+                    self._end(work, error)
+                some = some[len(mine) :]
+
+    def _take(self, work: _Work, drawn: list[int]) -> None:
+        """Add what was drawn to a stream: as long as the draft was right, and one id more; then what must follow."""
+        work.read += work.pending
+        text = b""
+        for id, draft, state in itertools.zip_longest(drawn, work.draft, work.states[1:]):
+            text += self._add(work, id, state if id == draft else None)
+            if id != draft or work.ended:
+                break
+            work.read += 1
+        while work.grammar is not None and work.state is not None and not work.ended:
+            forced = work.grammar.forced(work.state)
+            if forced is None:
+                break
+            text += self._add(work, forced)
+        piece = work.decoder.decode(text, final=work.ended)
+        if piece:
+            work.pieces.put(piece)
+        if work.ended:
+            work.pieces.put(None)
+
+    def _add(self, work: _Work, id: int, state: State | None = None) -> bytes:
+        """Add one id; `state` is the grammar's state after it, where it is known already."""
+        work.ids.append(id)
+        work.left -= 1
+        if state is not None:
+            work.state = state
+        elif work.grammar is not None and work.state is not None:
+            work.grammar.advance(work.state, id)
+        at_end = work.state is not None and work.state.inside == ENDED
+        work.ended = id == work.stop_id or not work.left or at_end
+        return self._bytes[id]
+
+    def _end(self, work: _Work, error: BaseException) -> None:
+        work.ended = True
+        work.pieces.put(error)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences have in common at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
