@@ -26,6 +26,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cpgpt.drafts import Drafts
 from cpgpt.model import CLASSIC, GPT, MODERN, Config, rotary_table
@@ -146,10 +147,25 @@ def to_stock(model: GPT) -> dict[str, Tensor]:
     return tensors
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Inside, `torch.nn.init` does nothing. On the meta device it has nothing to do, but it imports PyTorch's compiler: over a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _bare(config: Config) -> GPT:
+    """A model without numbers: its names and shapes take no memory."""
+    with torch.device("meta"), _Uninitialised():
+        return GPT(config)
+
+
 def from_stock(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of `to_stock`: a state dictionary for `GPT(config)`."""
-    with torch.device("meta"):
-        names = list(GPT(config).state_dict())
+    names = list(_bare(config).state_dict())
     state: dict[str, Tensor] = {}
     for name in names:
         if name == "head.weight" and config.tie_embeddings:
@@ -250,8 +266,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
                     f"{folder / name} has changed since it was saved (sha256 {actual}, config.json says {expected}): save or "
                     'download it again, or, if you changed it yourself, take "sha256" out of "cpgpt" in config.json'
                 )
-    with torch.device("meta"):
-        model = GPT(config)
+    model = _bare(config)
     model.load_state_dict(from_stock(config, {name: tensor.float() for name, tensor in tensors.items()}), assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
@@ -285,8 +300,7 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
             names = set(file.keys())
             if config.n_layer > len(names):
                 raise CheckpointError(f"{path} has {len(names)} tensors: too few for {config.n_layer} layers")
-            with torch.device("meta"):
-                expected = {name: list(tensor.shape) for name, tensor in to_stock(GPT(config)).items()}
+            expected = {name: list(tensor.shape) for name, tensor in to_stock(_bare(config)).items()}
             for problem, some in (("lacks", expected.keys() - names), ("has an unknown", names - expected.keys())):
                 if some:
                     more = f" (and {len(some) - 1} more)" if len(some) > 1 else ""

@@ -159,8 +159,9 @@ def rotary_table(config: Config) -> tuple[Tensor, Tensor]:
 
     Frequencies fall geometrically from 1 to 1 / rope_theta: the first pairs of a head tell near tokens apart, the last far ones.
     """
-    exponents = torch.arange(0, config.head_size, 2).float() / config.head_size
-    angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-exponents)
+    cpu = torch.device("cpu")  # also where a model is made on the meta device, whose arithmetic imports PyTorch's compiler first
+    exponents = torch.arange(0, config.head_size, 2, device=cpu).float() / config.head_size
+    angles = torch.outer(torch.arange(config.block_size, device=cpu).float(), config.rope_theta**-exponents)
     return angles.cos(), angles.sin()
 
 

@@ -15,11 +15,11 @@ os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
 
 import cpgpt
-import gradio as gr
-from house import portraits
+from house import portraits  # before Gradio: it makes that import quick
 from house.page import HEAD, STATIC, build
 from house.service import Service
 from house.theme import theme
+import gradio as gr
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
