@@ -5,6 +5,7 @@ The folder is a standard Hugging Face checkpoint of a stock architecture, GPT-2 
     config.json             the architecture's own fields and, under "cpgpt", ours
     model.safetensors       the architecture's own tensor names; a tied head is stored once
     tokenizer.json, tokenizer_config.json, generation_config.json
+    drafts.safetensors      may be there: makes writing faster (`drafts.py`)
 
 so `transformers` and what builds on it read it without code of ours. A mixture of switches that is neither shape has the model
 type "cpgpt", our own tensor names, and loads only here. Nothing in a folder is executed: there is JSON and safetensors, no pickle.
@@ -148,7 +149,7 @@ def to_stock(model: GPT) -> dict[str, Tensor]:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Inside, `torch.nn.init` does nothing. On the meta device it has nothing to do, but it imports PyTorch's compiler: over a second."""
+    """Inside, `torch.nn.init` does nothing: on the meta device it would only import PyTorch's compiler, for over a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -203,7 +204,12 @@ def _parts(config: Config, name: str, tensor: Tensor) -> list[Tensor]:
 
 
 def save(
-    folder: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer, facts: dict[str, Any] | None = None, dtype: str = "float32"
+    folder: str | os.PathLike[str],
+    model: GPT,
+    tokenizer: Tokenizer,
+    facts: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    drafts: Drafts | None = None,
 ) -> Path:
     """Write a checkpoint; a folder that is there already is replaced in one step, other files in it are kept.
 
@@ -232,6 +238,8 @@ def save(
     with replaced_folder(folder) as fresh:
         for name, data in files.items():
             (fresh / name).write_bytes(data)
+        if drafts is not None:
+            drafts.save(fresh)
     return Path(folder)
 
 
@@ -251,6 +259,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     ours, config = _read_config(folder / "config.json")
     try:
         tokenizer = Tokenizer.load(folder)
+        drafts = Drafts.load(folder, tokenizer.vocab_size)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if tokenizer.vocab_size != config.vocab_size:
@@ -272,7 +281,8 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         model.head.weight = model.embedding.weight
     if config.positions == "rotary":
         model.cos, model.sin = rotary_table(config)
-    return Checkpoint(model.to(device).eval(), tokenizer, {k: v for k, v in ours.items() if k not in ("config", "sha256")})
+    facts = {k: v for k, v in ours.items() if k not in ("config", "sha256")}
+    return Checkpoint(model.to(device).eval(), tokenizer, facts, drafts)
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Config]:

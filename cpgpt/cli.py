@@ -117,7 +117,7 @@ def chat(
         writer = load(checkpoint)
         me = one_of("character", me, writer.characters)
         history = Scene(title, place or writer.places[0], ())
-        typewriter, settings = Typewriter(writer.characters), {"temperature": temperature, "top_p": top_p}
+        typewriter = Typewriter(writer.characters)
         while True:
             if sys.stdin.isatty() and not json_:
                 typewriter.name(me)
@@ -126,7 +126,8 @@ def chat(
                 return
             try:
                 said = [Line(me, line.strip())] if line.strip() else []
-                stream = writer.stream_reply(Scene(title, history.place, (*history.items, *said)), them, seed=seed, **settings)
+                so_far = Scene(title, history.place, (*history.items, *said))
+                stream = writer.stream_reply(so_far, them, temperature=temperature, top_p=top_p, seed=seed)
             except ValueError as error:  # what was typed cannot be said: nothing is lost, try another line
                 if not sys.stdin.isatty():
                     raise

@@ -52,6 +52,9 @@ class _Work:
     read: int = 0  # ids up to here are in the cache, those before `offset` no longer
     randoms: np.ndarray = field(default_factory=lambda: np.empty(0))
     randoms_from: int = 0  # the position that the first of them is for
+    # How many drafted ids were expected to be right, and were: it starts as if that had agreed a few times.
+    expected: float = 8.0
+    accepted: float = 8.0
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     # One step's plan: how many ids are read, the draft behind them, and the grammar's state before and after each drafted id.
     pending: int = 0
@@ -74,7 +77,9 @@ class Stream:
         self._work, self._engine = work, engine
         self._came: Iterator[str] = iter(())  # characters that have come and were not given out
         self._over = False  # nothing more will come
-        self._error: BaseException | None = None  # why, if not because it has ended
+        self._closed = False  # by whoever reads it, before its end
+        self._error: BaseException | None = None  # what went wrong in it
+        self._told = False  # whether that was raised
         self.text = ""  # what was given out so far
 
     @property
@@ -93,7 +98,7 @@ class Stream:
         """The next character; waits for it.
 
         Raises:
-            Exception: what went wrong in this stream.
+            Exception: what went wrong in this stream, once.
         """
         while True:
             for character in self._came:
@@ -108,7 +113,7 @@ class Stream:
         """What has come since the last call; never waits. "" if that is nothing, None if the stream has ended.
 
         Raises:
-            Exception: what went wrong in this stream.
+            Exception: what went wrong in this stream, once.
         """
         taken = "".join(self._came)
         with contextlib.suppress(queue.Empty):
@@ -123,32 +128,38 @@ class Stream:
 
     def _receive(self, block: bool) -> None:
         piece = self._work.pieces.get(block)
-        if isinstance(piece, str):
+        if isinstance(piece, str) and not self._over:  # not closed by another thread meanwhile
             self._came = iter(piece)
-        else:
+        elif not isinstance(piece, str):
             self._over, self._error = True, piece
 
     def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._error is not None and not self._told:
+            self._told = True
+            raise self._error
 
     def read(self) -> str:
         """The whole text, once it has ended; waits for that.
 
         Raises:
             RuntimeError: the stream was closed before its end.
+            Exception: what went wrong in this stream.
         """
         for _ in self:
             pass
-        if not self._work.ended:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
             raise RuntimeError(f"this text was closed before its end, after {len(self.text)} characters")
         return self.text
 
     def close(self) -> None:
-        """Stop writing; the stream's place is free at the engine's next step."""
-        self._over, self._came = True, iter(())
+        """Stop writing; the stream's place is free at the engine's next step. Whoever waits for a character waits no longer."""
+        if self._over:
+            return
+        self._over, self._closed, self._came = True, True, iter(())
         self._work.closed = True
+        self._work.pieces.put(None)
 
     def __enter__(self) -> "Stream":
         return self
@@ -297,7 +308,12 @@ class Engine:
             work.place = source if shared >= SHARED and source in self._free else min(self._free)
             if shared >= SHARED:
                 if source != work.place:
-                    self.runner.copy(source, work.place, shared)
+                    self._held[work.place] = None
+                    try:
+                        self.runner.copy(source, work.place, shared)
+                    except Exception as error:
+                        self._end(work, error)
+                        continue
                 work.read = work.offset + shared
             self._free.remove(work.place)
             self._held[work.place] = work
@@ -346,7 +362,11 @@ class Engine:
         most = min(work.left - 1, self.block_size - (len(work.ids) - work.offset))
         if self.drafts is None or most < 1:
             return
-        for id in self.drafts.propose(work.ids, most, len(self._running)):
+        # A row more pays where it is likelier to be right than its share of a step's costs, which grows with the crowd.
+        least = min(0.6, 2 * self.runner.row_cost * len(self._running))
+        draft, expected = self.drafts.propose(work.ids, most, least, work.accepted / work.expected)
+        work.expected += expected
+        for id in draft:
             state = work.states[-1]
             if state is not None and work.grammar is not None:
                 if not work.grammar.allowed(state)[id]:
@@ -361,24 +381,29 @@ class Engine:
     def _draw(self, planned: list[_Work], logits: np.ndarray) -> None:
         """Draw what follows, for every stream that has read all its ids."""
         by_sampling: dict[Sampling, list[tuple[_Work, int]]] = {}
+        allowed: dict[Sampling, list[np.ndarray]] = {}  # masks, a row for each row of logits
         row = 0
         for work in planned:
             row += work.pending
             if work.states:
-                by_sampling.setdefault(work.sampling, []).append((work, row - 1))
+                try:
+                    masks = [
+                        self._everything if work.grammar is None or state is None else work.grammar.allowed(state)
+                        for state in work.states
+                    ]
+                except Exception as error:
+                    self._end(work, error)
+                else:
+                    by_sampling.setdefault(work.sampling, []).append((work, row - 1))
+                    allowed.setdefault(work.sampling, []).extend(masks)
             else:
                 work.read += work.pending
             row += len(work.draft)
         for sampling, works in by_sampling.items():
             rows = [first + i for work, first in works for i in range(len(work.states))]
-            masks = [
-                work.grammar.allowed(state) if work.grammar is not None and state is not None else self._everything
-                for work, _ in works
-                for state in work.states
-            ]
             some = logits[rows]
             finite = np.isfinite(some).all()
-            probs = probabilities(np.where(np.array(masks), some, -np.inf), sampling)
+            probs = probabilities(np.where(np.array(allowed[sampling]), some, -np.inf), sampling)
             drawn = sample(probs, np.concatenate([work.uniforms(len(work.states)) for work, _ in works])).tolist()
             for work, _ in works:
                 mine, drawn = drawn[: len(work.states)], drawn[len(work.states) :]
@@ -399,6 +424,7 @@ class Engine:
             if id != draft or work.ended:
                 break
             work.read += 1
+            work.accepted += 1
         while work.grammar is not None and work.state is not None and not work.ended:
             forced = work.grammar.forced(work.state)
             if forced is None:

@@ -17,8 +17,9 @@ from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 
 NEWLINE, SPACE, OPEN, CLOSE = b"\n ()"
 LOWER = frozenset(range(ord("a"), ord("z") + 1))
-LAST_WORD = 24  # characters: this near to its end a line has no more spaces, so that it ends where a word ends
-TITLE_LAST_WORD = 12
+# Characters: this near to its end a row has no more spaces, so that it ends where a word ends. Short rows have a quarter of them.
+LAST_WORD, TITLE_LAST_WORD = 24, 12
+WIDE_LETTER, WIDE_OTHER = ord("A"), 128  # the last byte, after a character of several bytes
 
 # What a state is inside of.
 OPTIONS, TITLE, SPEECH, DIRECTION, ENDED = range(5)
@@ -56,9 +57,15 @@ class Rules:
             raise ValueError(f"lines from {self.min_lines} to {self.max_lines}: give at least 1, and no more at least than at most")
         if len(self.cast) < self.min_speakers:
             raise ValueError(f"a cast of {len(self.cast)} ({', '.join(self.cast)}): at least {self.min_speakers} speak in a scene")
-        longest = max(map(len, self.cast)) + 4 + LAST_WORD
+        longest = max(map(len, self.cast)) + 4
         if self.max_line_length < longest:
             raise ValueError(f"max_line_length is {self.max_line_length}: with these names it must be {longest} or more")
+        low, high = self.title_length
+        shortest = max(map(len, self.title_forms), default=0) + 3
+        if self.title_forms and not low <= high >= shortest:
+            raise ValueError(f"title_length is {self.title_length}: it must be (least, most), the most {shortest} or more")
+        if self.max_directions and self.max_direction_length < 4:
+            raise ValueError(f"max_direction_length is {self.max_direction_length}: it must be 4 or more, such as (A.) has")
         if not _completes(self, (0,) * len(self.cast), None):
             who = f"all {len(self.cast)} of {', '.join(self.cast)}" if self.everyone else f"{self.min_speakers} speakers"
             most = " with the most lines for the lead" if self.lead and len(self.cast) > 2 else ""
@@ -82,6 +89,11 @@ class Rules:
             "max_directions": lengths["directions_of_a_scene"]["high"],
         }
         return cls(**{**rules, **changes})
+
+
+def last_word(longest: int, usual: int) -> int:
+    """How near to the end of a row of at most `longest` characters there are no more spaces."""
+    return max(3, min(usual, longest // 4))
 
 
 def _may_end(rules: Rules, counts: Sequence[int]) -> bool:
@@ -160,11 +172,17 @@ class Grammar:
         single = set(self._single_bytes.tolist())
         alphabet = {c.encode() for c in rules.alphabet} if rules.alphabet else {bytes([byte]) for byte in single if byte < 128}
         self._wide = {c for c in alphabet if len(c) > 1}
+        self._wide_of_title = {c for c in self._wide if c.decode().upper() == c.decode()}
         self._narrow = frozenset(c[0] for c in alphabet if len(c) == 1 and c[0] in single) - {NEWLINE}
         self._ends = frozenset(rules.line_ends.encode()) & self._narrow
         if not self._ends:
             raise ValueError(f"line_ends is {rules.line_ends!r}: none of it is in the alphabet")
         self._telling = self._ends | {SPACE, CLOSE}  # the last bytes on which it hangs what may come next in a line
+        self._last_word = {
+            SPEECH: last_word(rules.max_line_length, LAST_WORD),
+            DIRECTION: last_word(rules.max_direction_length, LAST_WORD),
+            TITLE: last_word(rules.title_length[1], TITLE_LAST_WORD),
+        }
         self._names = [f"{name}: ".encode() for name in rules.cast]
         # Ids of which a line break is a part but not the end: what follows the break hangs on more than the row.
         self._across = [id for id, token in enumerate(self._bytes) if NEWLINE in token[:-1]]
@@ -251,7 +269,8 @@ class Grammar:
         if state.inside == ENDED:
             return ()
         if state.partial:
-            return {c[len(state.partial)] for c in self._wide if c.startswith(state.partial)}
+            wide = self._wide_of_title if state.inside == TITLE else self._wide
+            return {c[len(state.partial)] for c in wide if c.startswith(state.partial)}
         if state.inside == TITLE:
             return self._next_of_title(state)
         return self._next_of_text(state)
@@ -270,7 +289,7 @@ class Grammar:
             allowed |= self._narrow - {SPACE}
         if room >= 5:
             allowed |= {c[0] for c in self._wide}
-        if room >= LAST_WORD and in_word:
+        if room >= self._last_word[state.inside] and in_word:
             allowed.add(SPACE)
         if bracket or not begun:
             allowed -= {OPEN, CLOSE}
@@ -288,8 +307,8 @@ class Grammar:
         if state.room >= 2:
             allowed |= self._narrow - LOWER - {SPACE} if state.last != SPACE else set()
         if state.room >= 5:
-            allowed |= {c[0] for c in self._wide if c.decode().upper() == c.decode()}
-        if state.room >= TITLE_LAST_WORD and state.last != SPACE:
+            allowed |= {c[0] for c in self._wide_of_title}
+        if state.room >= self._last_word[TITLE] and state.last != SPACE:
             allowed.add(SPACE)
         return allowed
 
@@ -315,6 +334,7 @@ class Grammar:
             state.partial += bytes([byte])
             if state.partial not in self._wide:
                 return
+            byte = WIDE_LETTER if state.partial.decode().isalnum() else WIDE_OTHER
             state.partial = b""
         state.at += 1
         state.room -= 1
@@ -347,7 +367,10 @@ class Grammar:
         self._start_item(state)
 
     def _start_item(self, state: State) -> None:
-        """A line of whoever may speak now, or a direction. Nobody speaks twice in a row where anything else is possible."""
+        """A line of whoever may speak now, or a direction.
+
+        Nobody speaks twice in a row where anything else is possible, unless something has happened between.
+        """
         state.inside, state.at = OPTIONS, 0
         rules, counts = self.rules, state.counts
         if sum(counts) >= rules.max_lines:
@@ -360,7 +383,7 @@ class Grammar:
             then = (*counts[:who], counts[who] + 1, *counts[who + 1 :])
             if first and _completes(rules, then, who):
                 speakers.append(who)
-        if len(speakers) > 1 or _may_end(rules, counts):
+        if not state.after_direction and (len(speakers) > 1 or _may_end(rules, counts)):
             speakers = [who for who in speakers if who != state.speaker]
         state.options = tuple(self._names[who] for who in speakers)
         if state.directions < rules.max_directions and not state.after_direction:

@@ -22,9 +22,10 @@ from torch import Tensor
 from cpgpt.model import GPT, MODERN, Config
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
-FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC", "-pthread")
 HEAD_SIZES = (16, 32, 48, 64, 96, 128)
 LANES = 16
+MOST_THREADS = 4  # more have too little to do between two meetings
 
 
 class KernelError(RuntimeError):
@@ -43,9 +44,17 @@ def why_not(config: Config) -> str | None:
     return None
 
 
-def compiler() -> str | None:
-    """The C++ compiler: $CXX, or the first there is of c++, g++ and clang++."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
+def compiler() -> str:
+    """The C++ compiler: $CXX, or the first there is of c++, g++ and clang++.
+
+    Raises:
+        KernelError: there is none.
+    """
+    wanted = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [wanted] if wanted else ["c++", "g++", "clang++"])), None)
+    if found is None:
+        raise KernelError(f"$CXX is {wanted!r}: there is no such compiler" if wanted else "no C++ compiler: install g++ or clang++")
+    return found
 
 
 def cache_folder() -> Path:
@@ -62,6 +71,18 @@ def processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()) + platform.machine()
 
 
+def available_processors() -> int:
+    """How many processors this process may use: $OMP_NUM_THREADS, as for PyTorch, or those there are."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return (
+        int(named)
+        if named.isdigit() and int(named)
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+
+
 def build() -> Path:
     """The shared library, compiled now unless it was before. Takes about two seconds.
 
@@ -69,8 +90,6 @@ def build() -> Path:
         KernelError: there is no compiler, or it failed.
     """
     found = compiler()
-    if found is None:
-        raise KernelError("there is no C++ compiler: install g++ or clang++")
     version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
     key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, version, processor()]).encode()).hexdigest()[:16]
     try:
@@ -93,10 +112,21 @@ def build() -> Path:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build()))
-    library.forward.argtypes = [ctypes.c_void_p, ctypes.c_int32, *[ctypes.c_void_p] * 4]
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # damaged, or built on another system that shares the folder
+        raise KernelError(f"{path} cannot be loaded, delete it: {error}") from error
+    library.forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, *[ctypes.c_void_p] * 4]
     library.forward.restype = None
+    library.make_team.argtypes, library.make_team.restype = [ctypes.c_int32], ctypes.c_void_p
     return library
+
+
+@functools.cache
+def _team(threads: int) -> int:
+    """The address of so many threads, which the models of this process share."""
+    return int(_library().make_team(threads))
 
 
 def _structure(name: str, **fields: Any) -> Any:
@@ -124,25 +154,29 @@ class Kernel:
         KernelError: the model has another shape, or the kernel cannot be built here.
     """
 
-    def __init__(self, model: GPT, places: int) -> None:
+    row_cost = 0.15
+
+    def __init__(self, model: GPT, places: int, threads: int | None = None) -> None:
         config = model.config
         reason = why_not(config)
         if reason:
             raise KernelError(reason)
         self._forward = _library().forward
+        self._team = _team(threads or min(MOST_THREADS, available_processors()))
         self.vocab_size = config.vocab_size
-        self._kept: list[Any] = []  # the memory that the structures point into
-        matrices = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 2 and "embedding" not in name]
-        matrices.append(model.head.weight)
-        halves = all(bool((matrix.half().float() == matrix).all()) for matrix in matrices)
-        self._dtype = np.float16 if halves else np.float32
+        # What the kernel reads lies in one piece, for which the system takes large pages: more than is needed costs nothing.
+        numbers = sum(tensor.numel() for tensor in model.state_dict().values()) + model.cos.numel() + model.sin.numel()
+        self._memory, self._used = np.zeros(8 * numbers + 2**20, dtype=np.uint8), 0
+        matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+        halves = all(torch.equal(matrix.half().float(), matrix) for matrix in matrices)
+        self._dtype = torch.float16 if halves else torch.float32
         layers = (_Layer * config.n_layer)(*(self._layer(block) for block in model.blocks))
         capacity = -(-config.block_size // LANES) * LANES
         # Pages of the pool are taken from the system as they are first written to.
         self.keys, self.values = (
             np.zeros((config.n_layer, places, config.n_head, capacity * config.head_size), dtype=np.float16) for _ in range(2)
         )
-        self._kept += [layers, self.keys, self.values]
+        self._layers = layers
         self._model = _Model(
             **{name: getattr(config, name) for name in _SIZES[:-1]},
             weights_are_halves=halves,
@@ -173,19 +207,21 @@ class Kernel:
         )
 
     def _keep(self, array: np.ndarray) -> int:
-        self._kept.append(array)
-        return int(array.ctypes.data)
+        """Copy `array` into the kernel's memory; returns its address."""
+        start = self._used + -(self._memory.ctypes.data + self._used) % 64
+        self._used = start + array.nbytes
+        self._memory[start : self._used].view(array.dtype)[:] = array.reshape(-1)
+        return int(self._memory.ctypes.data) + start
 
     def _floats(self, tensor: Tensor) -> int:
-        return self._keep(np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float32))
+        return self._keep(tensor.detach().cpu().numpy().astype(np.float32))
 
     def _packed(self, matrix: Tensor) -> int:
         """(outputs, inputs) in panels of 16 outputs, (outputs / 16, inputs, 16), filled up with zeros."""
-        weights = matrix.detach().cpu().numpy()
-        outputs, inputs = weights.shape
-        padded = np.zeros((-(-outputs // LANES) * LANES, inputs), dtype=self._dtype)
-        padded[:outputs] = weights
-        return self._keep(np.ascontiguousarray(padded.reshape(-1, LANES, inputs).transpose(0, 2, 1)))
+        outputs, inputs = matrix.shape
+        padded = torch.zeros(-(-outputs // LANES) * LANES, inputs, dtype=self._dtype)
+        padded[:outputs] = matrix.detach().cpu()
+        return self._keep(padded.view(-1, LANES, inputs).transpose(1, 2).contiguous().numpy())
 
     def forward(self, ids: np.ndarray, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Logits (n, V) of what follows each of `ids` (n,), read at `positions` (n,) of the streams at `places` (n,), all int32.
@@ -195,7 +231,7 @@ class Kernel:
         """
         logits = np.empty((len(ids), self.vocab_size), dtype=np.float32)
         pointers = (array.ctypes.data for array in (ids, places, positions, logits))
-        self._forward(ctypes.addressof(self._model), len(ids), *pointers)
+        self._forward(ctypes.addressof(self._model), self._team, len(ids), *pointers)
         return logits
 
     def copy(self, source: int, target: int, count: int) -> None:

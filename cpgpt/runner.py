@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 class Runner(Protocol):
     """What the engine needs of a model."""
 
+    row_cost: float  # what one row more costs, as a share of a pass with one row
+
     def forward(self, ids: np.ndarray, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Logits (n, V), float32, of what follows each of `ids` (n,), read at `positions` of the streams at `places`, all int32.
 
@@ -31,6 +33,8 @@ class Runner(Protocol):
 
 class PlainRunner:
     """`GPT.forward` with its cache: every shape, every device."""
+
+    row_cost = 0.05
 
     def __init__(self, model: GPT, places: int) -> None:
         self.model = model

@@ -54,8 +54,9 @@ def probabilities(logits: np.ndarray, how: Sampling) -> np.ndarray:
     """The distributions (B, V) that are sampled, from `logits` (B, V). An id whose logit is minus infinity has none."""
     if how.temperature == 0:
         return (np.arange(logits.shape[-1]) == logits.argmax(-1)[:, None]).astype(np.float64)
-    # In float64, so that a temperature near 0 is greedy, not infinity.
-    probs = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64) / how.temperature)
+    # In float64, so that a temperature near 0 is greedy, not infinity; what overflows there is as unlikely as can be.
+    with np.errstate(over="ignore"):
+        probs = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64) / how.temperature)
     if how.top_k is not None and how.top_k < probs.shape[-1]:
         least = np.partition(probs, -how.top_k)[:, -how.top_k, None]
         probs = np.where(probs < least, 0, probs)

@@ -15,9 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-_NAME = re.compile(r"[A-Z][A-Z0-9 .'-]*")
+_NAME = re.compile(r"[^\W\d_](?:[^\W_]|[ .'-])*")
 _HEADING = re.compile(r"[^a-zA-Z]*[A-Z][^a-z]*")  # a title or a place: in capitals
 SCENE = "SCENE: "
+
+
+def _is_name(text: str) -> bool:
+    """In capitals, of any alphabet."""
+    return bool(_NAME.fullmatch(text)) and text == text.upper()
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ def parse(text: str) -> Scene:
             if len(row) < 3 or not row.endswith(")"):
                 faults.append(Fault(number, f"a stage direction must end with a bracket: {row!r}"))
             items.append(Direction(row[1:-1]))
-        elif colon and _NAME.fullmatch(speaker) and speech.strip() and speaker != SCENE.strip(": "):
+        elif colon and _is_name(speaker) and speech.strip() and speaker != SCENE.strip(": "):
             items.append(Line(speaker, speech))
         else:
             faults.append(Fault(number, f"not a line of dialogue (NAME: what is said): {row!r}" if row else "a blank line"))
@@ -243,7 +248,7 @@ class SceneReader:
         if inside == "direction" and row.endswith(")") and len(row) > 2:
             self.items.append(Direction(row[1:-1]))
             return [Event("line", row[1:-1])]
-        if inside == "line" and self._speaker is not None and _NAME.fullmatch(self._speaker):
+        if inside == "line" and self._speaker is not None and _is_name(self._speaker):
             speech = row[len(self._speaker) + 2 :]
             if speech.strip() and f"{self._speaker}: " != SCENE:
                 self.items.append(Line(self._speaker, speech))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import cpgpt
 from tests.commands import ROOT
 
 
@@ -28,10 +29,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_and_the_checkpoint_and_nothing_else(wheel: Path) -> None:
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    assert {name for name in names if not name.endswith(".py")} == {
-        f"cpgpt/checkpoints/centralperk/{name}"
-        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-    }
+    checkpoint = {f"cpgpt/checkpoints/centralperk/{file.name}" for file in (ROOT / "cpgpt/checkpoints/centralperk").iterdir()}
+    assert {name.rpartition("/")[2] for name in checkpoint} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {name for name in names if not name.endswith(".py")} == {"cpgpt/kernel.cpp", *checkpoint}
     assert {name for name in names if name.endswith(".py")} == {f"cpgpt/{file.name}" for file in (ROOT / "cpgpt").glob("*.py")}
     assert wheel.name.startswith("centralperkgpt-")
 
@@ -51,11 +51,14 @@ def test_the_installed_wheel_writes_a_scene(wheel: Path, tmp_path: Path) -> None
     ]
     subprocess.run(install, check=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    code = "import cpgpt; print(cpgpt.__file__); print(''.join(cpgpt.stream(cpgpt.load_checkpoint(), 1, max_characters=40)))"
+    code = (
+        "import cpgpt; print(cpgpt.__file__); writer = cpgpt.load(); print(type(writer.engine.runner)); print(writer.scene(seed=1))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    where, text = result.stdout.split("\n", 1)
+    where, runner, text = result.stdout.split("\n", 2)
     assert where == str(tmp_path / "site" / "cpgpt" / "__init__.py")
-    assert len(text) >= 40
+    assert "Kernel" in runner
+    assert len(cpgpt.parse(text.removesuffix("\n")).lines) >= 7
 
 
 IMPORT = """
@@ -78,7 +81,10 @@ def test_importing_touches_no_network_no_weights_and_nothing_heavy() -> None:
 
 def test_rooms_import_only_rooms_above_them() -> None:
     """The order of the design: a module of the package imports only those before it."""
-    order = ["tokenizer", "model", "sampling", "screenplay", "checkpoint", "writer", "__init__", "cli", "__main__"]
+    floors = (
+        "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner engine writer __init__ terminal cli __main__"
+    )
+    order = floors.split()
     for place, name in enumerate(order):
         source = (ROOT / "cpgpt" / f"{name}.py").read_text()
         used = set(re.findall(r"^\s*from cpgpt\.(\w+) import", source, re.MULTILINE))

@@ -23,9 +23,8 @@ ALPHABETS = {name: sorted(set(FOREIGN if "foreign" in name else TEXT)) for name 
 each = pytest.mark.parametrize("name", TOKENIZERS)
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
-    decoder = tokenizer.stream()
-    return "".join(decoder.step(tokenizer.backend, id) or "" for id in ids)
+def joined(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return b"".join(tokenizer.token_bytes[id] for id in ids).decode()
 
 
 @each
@@ -34,7 +33,7 @@ def test_text_in_the_alphabet_comes_back_as_it_was(name: str, data: st.DataObjec
     tokenizer, text = TOKENIZERS[name], data.draw(st.text(st.sampled_from(ALPHABETS[name])))
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text == tokenizer.plain(text)
-    assert streamed(tokenizer, ids) == text
+    assert joined(tokenizer, ids) == text
     assert END_OF_TEXT_ID not in ids
 
 
@@ -49,7 +48,7 @@ def test_any_text_comes_back_plain_or_is_refused(name: str, text: str) -> None:
         assert unknown
         assert all(text[position] == character for position, character in unknown)
     else:
-        assert tokenizer.decode(ids) == streamed(tokenizer, ids) == tokenizer.plain(text)
+        assert tokenizer.decode(ids) == joined(tokenizer, ids) == tokenizer.plain(text)
 
 
 @each
@@ -57,7 +56,18 @@ def test_end_of_text_is_id_0_and_decodes_to_nothing(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     assert tokenizer.backend.token_to_id(END_OF_TEXT) == END_OF_TEXT_ID == 0
     assert tokenizer.decode([0, *tokenizer.encode("ok"), 0]) == "ok"
-    assert streamed(tokenizer, [0, *tokenizer.encode("ok"), 0]) == "ok"
+    assert joined(tokenizer, [0, *tokenizer.encode("ok"), 0]) == "ok"
+
+
+@each
+def test_each_id_stands_for_its_bytes(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    assert len(tokenizer.token_bytes) == tokenizer.vocab_size
+    assert tokenizer.token_bytes[END_OF_TEXT_ID] == b""
+    assert all(tokenizer.token_bytes[1:])
+    assert len(set(tokenizer.token_bytes)) == tokenizer.vocab_size
+    if "subwords" not in name:
+        assert set(tokenizer.token_bytes[1:]) == {bytes([byte]) for byte in "".join(ALPHABETS[name]).encode()}
 
 
 @pytest.mark.parametrize("vocab_size", [None, 24])

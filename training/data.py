@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpgpt.drafts import Drafts
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 from training.settings import Settings
 
@@ -27,6 +28,7 @@ class Data:
     tokenizer: Tokenizer
     meta: dict[str, Any]
     splits: dict[str, np.ndarray]
+    drafts: Drafts | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Data":
@@ -38,7 +40,8 @@ class Data:
             raise FileNotFoundError(f"{folder} has no prepared text: run `python -m training.prepare --out {folder}` first")
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         splits = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["splits"]}
-        return cls(Tokenizer.load(folder), meta, splits)
+        tokenizer = Tokenizer.load(folder)
+        return cls(tokenizer, meta, splits, Drafts.load(folder, tokenizer.vocab_size))
 
     def characters(self, split: str) -> int:
         return self.meta["splits"][split]["characters"]

@@ -1,7 +1,8 @@
 """Turn text into what training reads: `python -m training.prepare` for our corpus, `--input FILE` for any text of yours.
 
 The folder that it writes holds, for each split, an array of token ids in which `<|endoftext|>` (id 0) stands before the first
-document, between two, and after the last; the tokenizer; and meta.json, the facts about the text that a checkpoint carries on.
+document, between two, and after the last; the tokenizer; and what a checkpoint carries on: meta.json, the facts about the text, and
+the table of what usually follows what (`training/drafts.py`).
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from rich.table import Table
 from cpgpt.checkpoint import replaced_folder
 from cpgpt.screenplay import Scene
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
+from training.drafts import make_drafts
 from training.scenes import facts_about, read_corpus
 
 SPLITS = ("train", "validation", "test")
@@ -130,6 +132,8 @@ def write(
             for document in track(documents, f"encoding {name}", console=Console(stderr=True), transient=True):
                 ids += [*tokenizer.encode(document), END_OF_TEXT_ID]
             np.save(fresh / f"{name}.npy", np.array(ids, dtype=np.uint16))
+            if name == "train":
+                make_drafts(np.array(ids, dtype=np.uint16)).save(fresh)
             counts = {"documents": len(documents), "characters": sum(map(len, documents)), "tokens": len(ids) - 1}
             meta["splits"][name] = counts
         for name, text in {**tokenizer.files(), "meta.json": json.dumps(meta, indent=2, ensure_ascii=False) + "\n"}.items():

@@ -177,7 +177,7 @@ def keep_if_best(model: GPT, data: Data, settings: Settings, run: RunProgress, e
     if entry["validation"] < run.best:
         run.best, run.worse = entry["validation"], 0
         facts = {"corpus": data.meta, "training": {**entry, "seconds": round(run.seconds, 1)}}
-        checkpoint.save(Path(settings.out) / "checkpoint", model, data.tokenizer, facts, settings.store)
+        checkpoint.save(Path(settings.out) / "checkpoint", model, data.tokenizer, facts, settings.store, data.drafts)
 
 
 def write_sample(model: GPT, data: Data, settings: Settings) -> str:
