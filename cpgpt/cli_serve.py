@@ -13,7 +13,9 @@ PLACES = (Path(__file__).parent / "space", Path(__file__).parents[1] / "space") 
 def serve(
     model: Annotated[
         str | None,
-        typer.Option(help="A checkpoint folder, or a model on the Hub: user/name or user/name@revision.", show_default="the embedded one"),
+        typer.Option(
+            help="A checkpoint folder, or a model on the Hub: user/name or user/name@revision.", show_default="the embedded one"
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page is.")] = 7860,

@@ -1,27 +1,30 @@
 """The Space: starts the page at http://127.0.0.1:7860, or where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say.
 
-`CPGPT_MODEL` names a model on the Hub, as user/name or user/name@revision, or a checkpoint folder; without it the embedded checkpoint
-writes.
-It knows how the server is set up; what it serves is in house/.
+`CPGPT_MODEL` names a model on the Hub, as user/name or user/name@revision, or a checkpoint folder; without it the embedded
+checkpoint writes. This file knows how the server is set up; what it serves is in house/.
 """
 
 import os
 from pathlib import Path
 
-# Read when Gradio is imported and its queue is made. No word to any other host; and no statistics after every event, which cost more
-# than the event.
+# Read when Gradio is imported and its queue is made: no word to any other host, and no statistics after every event, which cost
+# more than the event.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
 
+# isort: off
 import cpgpt
-from house import portraits  # before Gradio: it makes that import quick
-from house.page import HEAD, STATIC, build
-from house.service import Service
-from house.theme import theme
+import house  # noqa: F401 (before Gradio: it makes that import quick)
 import gradio as gr
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from house import portraits
+from house.page import HEAD, STATIC, build
+from house.service import Service
+from house.theme import theme
+# isort: on
 
 EVENTS = 512  # at once: those being written, those waiting, and room for the short ones
 

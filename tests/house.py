@@ -13,7 +13,7 @@ import cpgpt
 from tests.commands import ROOT
 
 sys.path.insert(0, str(ROOT / "space"))
-import app  # noqa: E402  (the Space's module, from its folder)
+import app
 
 
 def free_port() -> int:

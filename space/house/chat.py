@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
-from cpgpt import BusyError
 
+from cpgpt import BusyError
 from house.part import Part
 from house.service import BUSY, HISTORY, Service
 
@@ -30,7 +30,7 @@ def tidy(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """For Gradio's chatbot, which takes what looks like HTML for HTML: after an invisible joiner it is text, to copy and to edit too."""
+    """For Gradio's chatbot, which takes what looks like HTML for HTML: with an invisible joiner in it, it is text."""
     return re.sub("([<&])", rf"\1{JOINER}", text)
 
 
@@ -51,7 +51,12 @@ def settings_of(table: Any, service: Service) -> dict[str, Any]:
     """What the pickers say; they come over the network, so they may say anything."""
     chosen = table if isinstance(table, dict) else {}
     me = chosen.get("me") if chosen.get("me") in service.writer.characters else service.writer.characters[0]
-    return {"me": me, "character": chosen.get("them") or None, "place": chosen.get("place") or None, "temperature": chosen.get("temperature")}
+    return {
+        "me": me,
+        "character": chosen.get("them") or None,
+        "place": chosen.get("place") or None,
+        "temperature": chosen.get("temperature"),
+    }
 
 
 def kept() -> gr.BrowserState:
@@ -152,6 +157,8 @@ def chat(service: Service, facts: dict[str, Any], saved: gr.BrowserState) -> Non
     clear.click(lambda: ([], ""), None, [bot, trouble], cancels=answering, queue=False, **quiet)
     # In the browser alone: what was said is kept there, taken from there, and saved from there.
     bot.change(None, bot, saved, js="messages => [messages]", api_visibility="private")
-    keep.click(None, [bot, table], None, js="(messages, table) => (window.house.saveChat(messages, table), [])", api_visibility="private")
+    keep.click(
+        None, [bot, table], None, js="(messages, table) => (window.house.saveChat(messages, table), [])", api_visibility="private"
+    )
     assert gr.context.Context.root_block is not None
     gr.context.Context.root_block.load(None, saved, bot, js="messages => [messages]", api_visibility="private")

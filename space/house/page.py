@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from cpgpt import BusyError
 
+from cpgpt import BusyError
 from house import api, portraits
 from house.chat import chat, kept
 from house.part import Part
@@ -91,30 +91,38 @@ def about(service: Service) -> str:
     documents = corpus.get("splits", {}).get("train", {}).get("documents")
     figures = {
         "parameters": f"{writer.checkpoint.model.n_parameters():,}",
-        "bits per character on scenes it never saw": f"{training['bits_per_character']:.3f}" if "bits_per_character" in training else None,
+        "bits per character on scenes it never saw": f"{training['bits_per_character']:.3f}"
+        if "bits_per_character" in training
+        else None,
         "scenes it learned from": f"{documents:,}" if documents else None,
         "steps of training": f"{training['step']:,}" if "step" in training else None,
         "characters it knows": f"{writer.checkpoint.tokenizer.vocab_size}",
         "characters of context": f"{writer.checkpoint.model.config.block_size:,}",
     }
-    shown = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(figure)}</dd></div>" for what, figure in figures.items() if figure)
+    shown = "".join(
+        f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(figure)}</dd></div>" for what, figure in figures.items() if figure
+    )
     return f"""<div class="prose-page">
 <h2>A language model small enough to read</h2>
-<p>centralperkGPT is a GPT written from scratch in PyTorch: a few hundred lines of model, a corpus of original scenes written for it, and
-a training run of about an hour on two processor cores. It writes one character at a time, and that is what you watch here.</p>
+<p>centralperkGPT is a GPT written from scratch in PyTorch: a few hundred lines of model, a corpus of original scenes written for
+it, and a training run of about an hour on two processor cores. It writes one character at a time, and that is what you watch
+here.</p>
 <dl class="figures">{shown}</dl>
 <h3>What it can and cannot do</h3>
-<p>The form and the words are right, the plot is not. It has never read anything but its scenes: it knows no facts, remembers nothing
-between two scenes, and nobody in them is anybody real. Careful temperatures repeat themselves, wild ones invent words. It only writes English.</p>
+<p>The form and the words are right, the plot is not. It has never read anything but its scenes: it knows no facts, remembers
+nothing between two scenes, and nobody in them is anybody real. Careful temperatures repeat themselves, wild ones invent words. It
+only writes English.</p>
 <h3>What it was fed</h3>
 <p>Scenes of our own about friends who work in software. No line of any television show is in them.</p>
 <h3>What is kept</h3>
-<p>Nothing. What you type is used for your scene and forgotten; your conversation is stored in your browser only, and a shared link carries
-its settings behind the #, where no server sees them.</p>
+<p>Nothing. What you type is used for your scene and forgotten; your conversation is stored in your browser only, and a shared link
+carries its settings behind the #, where no server sees them.</p>
 </div>"""
 
 
 def foot(service: Service) -> str:
     revision = service.writer.revision
-    name = f"checkpoint <code>{html.escape(service.writer.name)}</code>" + (f" at <code>{html.escape(revision[:12])}</code>" if revision else "")
+    name = f"checkpoint <code>{html.escape(service.writer.name)}</code>" + (
+        f" at <code>{html.escape(revision[:12])}</code>" if revision else ""
+    )
     return f'<footer class="foot">{name} · every line on this page was made up by a machine · MIT licence</footer>'

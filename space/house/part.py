@@ -9,8 +9,7 @@ PARTS = Path(__file__).parent / "parts"
 
 
 class Part(gr.HTML):
-    """`mount(element, part)` gets `part.props` (its `value` is what events send and receive), `part.trigger` and `part.watch`.
-    """
+    """`mount(element, part)` gets `part.props` (its `value` is what events send and receive), `part.trigger` and `part.watch`."""
 
     EVENTS = gr.HTML.EVENTS
 

@@ -4,6 +4,7 @@ The cast is the checkpoint's. This file knows no name.
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -22,7 +23,13 @@ INKS = {
     "phoebe": ("#7448a0", "#ceaef0"),
     "gunther": ("#1f6f6b", "#83d2cb"),
 }
-OTHER_INKS = (("#9c3d62", "#f0a3c2"), ("#4d6420", "#bcd587"), ("#2f6690", "#93c9ee"), ("#7a5230", "#dcb48d"), ("#5b4fa8", "#bdb4f6"))
+OTHER_INKS = (
+    ("#9c3d62", "#f0a3c2"),
+    ("#4d6420", "#bcd587"),
+    ("#2f6690", "#93c9ee"),
+    ("#7a5230", "#dcb48d"),
+    ("#5b4fa8", "#bdb4f6"),
+)
 
 
 def inks(name: str) -> tuple[str, str]:
@@ -34,11 +41,12 @@ def monogram(name: str) -> str:
     """SVG: the first letters of a name on a saucer."""
     initials = "".join(word[0] for word in name.split()[:2])
     ink = inks(name)[0]
+    size = 30 if len(initials) == 1 else 24
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
-        f'<rect width="100" height="100" fill="{ink}" opacity=".22"/><circle cx="50" cy="50" r="39" fill="{ink}" opacity=".22"/>'
-        f'<circle cx="50" cy="50" r="30" fill="#fffaf2"/><circle cx="50" cy="50" r="30" fill="none" stroke="{ink}" stroke-width="2.5"/>'
-        f'<text x="50" y="52" fill="{ink}" font-family="Georgia, serif" font-weight="700" font-size="{30 if len(initials) == 1 else 24}"'
+        f'<g fill="{ink}" opacity=".22"><rect width="100" height="100"/><circle cx="50" cy="50" r="39"/></g>'
+        f'<circle cx="50" cy="50" r="30" fill="#fffaf2" stroke="{ink}" stroke-width="2.5"/>'
+        f'<text x="50" y="52" fill="{ink}" font-family="Georgia, serif" font-weight="700" font-size="{size}"'
         f' text-anchor="middle" dominant-baseline="central">{escape(initials)}</text></svg>'
     )
 
@@ -49,7 +57,7 @@ def portrait(name: str) -> str:
     return file.read_text(encoding="utf-8") if file.parent == FOLDER and file.is_file() else monogram(name)
 
 
-def route(characters: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def route(characters: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
     """The handler of portraits/{name}.svg, for the names of the cast and no other."""
     pictures = {name.lower(): portrait(name) for name in characters}
 

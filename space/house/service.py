@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
-from cpgpt import BusyError, Direction, Line, SceneWriter
 from gradio.context import LocalContext
+
+from cpgpt import BusyError, Direction, Line, SceneWriter
 
 TICK = 0.1  # seconds between looks at the engine: how soon it is noticed that somebody has left
 SOON = 0.02  # the same until the first character
@@ -93,7 +94,11 @@ class Service:
         min_p: float | None = None,
         seed: int | None = None,
     ) -> AsyncIterator[str | dict[str, Any]]:
-        """Write a short coffee-house scene. It streams the text so far and ends with the scene as a dictionary: text, title, place, lines (speaker and text), seed, settings, checkpoint. The same seed and settings give the same scene."""
+        """Write a short coffee-house scene.
+
+        It streams the text so far and ends with the scene as a dictionary: text, title, place, lines (speaker and text), seed,
+        settings, checkpoint. The same seed and settings give the same scene.
+        """
         settings = {name: value for name, value in locals().items() if name != "self"}
         with refusing(), self.scene_stream(settings) as stream:
             async for _ in self.follow(stream):
@@ -126,7 +131,10 @@ class Service:
         min_p: float | None = None,
         seed: int | None = None,
     ) -> AsyncIterator[str | dict[str, Any]]:
-        """Write the next line of a conversation. It streams the text so far and ends with the line as a dictionary: speaker, text, seed, settings, checkpoint."""
+        """Write the next line of a conversation.
+
+        It streams the text so far and ends with the line as a dictionary: speaker, text, seed, settings, checkpoint.
+        """
         settings = {name: value for name, value in locals().items() if name not in ("self", "history")}
         with refusing(), self.reply_stream(history, settings) as stream:
             async for _ in self.follow(stream):

@@ -3,8 +3,12 @@
 import gradio as gr
 from gradio.themes import Color
 
-COFFEE = Color("#fbf3e8", "#f6e3cf", "#eec9a5", "#e3a878", "#d58650", "#bf6634", "#a4501f", "#86401b", "#6a331a", "#4a2413", "#2d160b")
-CREAM = Color("#fdf9f2", "#f7efe2", "#ebdfcd", "#d9c9b3", "#b8a48c", "#937d66", "#735f4b", "#594939", "#3d3027", "#2a201a", "#1b1411")
+COFFEE = Color(
+    "#fbf3e8", "#f6e3cf", "#eec9a5", "#e3a878", "#d58650", "#bf6634", "#a4501f", "#86401b", "#6a331a", "#4a2413", "#2d160b"
+)
+CREAM = Color(
+    "#fdf9f2", "#f7efe2", "#ebdfcd", "#d9c9b3", "#b8a48c", "#937d66", "#735f4b", "#594939", "#3d3027", "#2a201a", "#1b1411"
+)
 
 
 def theme() -> gr.themes.Base:

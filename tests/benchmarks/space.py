@@ -3,8 +3,8 @@
     python -m tests.benchmarks.space                    # 64 visitors
     python -m tests.benchmarks.space --visitors 300     # more than there are places: those who find none wait in the queue
 
-The server is `cpgpt serve` in a process of its own; the visitors are threads of a few more processes on the same machine, so their own
-work counts too.
+The server is `cpgpt serve` in a process of its own; the visitors are threads of a few more processes on the same machine, so
+their own work counts too.
 """
 
 import argparse
@@ -97,7 +97,9 @@ def main() -> None:
         each = -(-arguments.visitors // arguments.processes)
         counts = [min(each, arguments.visitors - each * n) for n in range(arguments.processes)]
         crowd = [
-            context.Process(target=visitors, args=(url, count, 1000 * n, ready, go, results)) for n, count in enumerate(counts) if count > 0
+            context.Process(target=visitors, args=(url, count, 1000 * n, ready, go, results))
+            for n, count in enumerate(counts)
+            if count > 0
         ]
         for process in crowd:
             process.start()

@@ -109,15 +109,21 @@ def test_a_screen_reader_hears_finished_lines_and_not_every_character(visit: Vis
     page = visit()
     page.evaluate("""() => {
         window.heard = [];
-        new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach((node) => window.heard.push(node.textContent))))
-            .observe(document.querySelector(".announcer[aria-live=polite]"), { childList: true, subtree: true, characterData: true });
+        const hear = (change) => change.addedNodes.forEach((node) => window.heard.push(node.textContent));
+        new MutationObserver((changes) => changes.forEach(hear))
+            .observe(document.querySelector("[aria-live=polite]"), { childList: true, characterData: true, subtree: true });
     }""")
     page.click(".write")
     page.wait_for_selector(".after:not([hidden])", timeout=40_000)
     heard = page.evaluate("window.heard")
-    lines = page.evaluate("""[...document.querySelectorAll(".line")].map((line) => `${line.querySelector(".name").textContent}: ${line.querySelector(".words").textContent}`)""")
+    lines = page.evaluate("""[...document.querySelectorAll(".line")].map(
+        (line) => `${line.querySelector(".name").textContent}: ${line.querySelector(".words").textContent}`)""")
     assert [line for line in heard if line in lines] == lines
-    assert len(heard) == len(set(heard)) == page.locator(".lines > *").count() + page.locator("h2.title:visible, p.place:visible").count()
+    assert (
+        len(heard)
+        == len(set(heard))
+        == page.locator(".lines > *").count() + page.locator("h2.title:visible, p.place:visible").count()
+    )
 
 
 def test_reduced_motion_types_nothing(visit: Visit, house: House) -> None:

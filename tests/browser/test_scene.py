@@ -1,5 +1,6 @@
 """A visitor on the Scene tab."""
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_one_click_gives_a_scene_that_grows_under_its_speakers_portraits(visit: 
     grown = page.evaluate("window.grown")
     lengths = {length for _, length in grown}
     assert len(lengths) >= 100
-    steps = [after - before for (_, before), (_, after) in zip(grown, grown[1:], strict=False) if after > before]
+    steps = [after - before for (_, before), (_, after) in itertools.pairwise(grown) if after > before]
     assert sum(step > 12 for step in steps) <= len(scene.items)  # a new line brings its speaker's name at once; the rest is typed
     assert page.locator(".typing").count() == 0
 
@@ -76,7 +77,7 @@ def test_the_typing_is_even_although_the_text_comes_in_portions(visit: Visit, ho
         grown = page.evaluate("window.grown")
         page.click(".stop")
     moments = [at for at, _ in grown if at > grown[0][0] + 500]
-    gaps = sorted(after - before for before, after in zip(moments, moments[1:], strict=False))
+    gaps = sorted(after - before for before, after in itertools.pairwise(moments))
     assert len(moments) > 30
     assert gaps[int(0.95 * len(gaps))] < 250  # milliseconds
 
