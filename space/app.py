@@ -6,6 +6,7 @@ checkpoint writes. This file knows how the server is set up; what it serves is i
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when Gradio is imported and its queue is made: no word to any other host, and no statistics after every event, which cost
 # more than the event.
@@ -43,7 +44,7 @@ def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
         return cpgpt.load(), f"The model {wanted} could not be loaded, so the built-in one is writing. ({error})"
 
 
-def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: object) -> tuple[gr.Blocks, str]:
+def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: Any) -> tuple[gr.Blocks, str]:
     """Starts the server in the background; returns its page and its address once it answers."""
     page = build(Service(writer), notice)
     routes = [
@@ -70,7 +71,7 @@ def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: object) -> tu
     return page, address
 
 
-def main(**options: object) -> None:
+def main(**options: Any) -> None:
     page, address = launch(*writer_and_notice(), **options)
     print(f"centralperkGPT is open at {address}", flush=True)
     page.block_thread()

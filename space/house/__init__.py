@@ -8,7 +8,7 @@ import inspect
 from typing import Any
 
 
-def _no_source(_: Any) -> str:
+def _no_source(object: Any) -> str:
     raise OSError("not while Gradio is imported")
 
 

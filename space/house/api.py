@@ -77,7 +77,7 @@ def publish(service: Service) -> None:
 def endpoint(function: Callable[..., Any], arguments: dict[str, Schema], returns: str) -> None:
     dependency = gr.api(function, api_name=function.__name__, concurrency_limit=None)
     assert Context.root_block is not None
-    added = Context.root_block.fns[dependency["id"]]
+    added: Any = Context.root_block.fns[dependency["id"]]
     parameters = gr.utils.get_function_params(function)
     for (name, *_), block in zip(parameters, added.inputs, strict=True):
         schema = arguments[name]

@@ -1,12 +1,15 @@
 """The Chat tab: a visitor speaks as one of the cast, another answers. The conversation lives in the visitor's browser only."""
 
+import contextlib
+import functools
 import re
-from collections.abc import AsyncIterator
+import unicodedata
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gradio as gr
 
-from cpgpt import BusyError
+from cpgpt import BusyError, UnknownCharacterError
 from house.part import Part
 from house.service import BUSY, HISTORY, Service
 
@@ -34,11 +37,32 @@ def shown(text: str) -> str:
     return re.sub("([<&])", rf"\1{JOINER}", text)
 
 
-def spoken(messages: list[Message], me: str) -> list[dict[str, str]]:
+def hearing(plain: Callable[[str], str]) -> Callable[[str], str]:
+    """What the model can read of what was typed: letters without their accents, and none of the signs that it has never seen.
+
+    `plain` is the tokenizer's.
+    """
+
+    @functools.lru_cache(4096)
+    def known(character: str) -> str:
+        for form in (character, unicodedata.normalize("NFKD", character)[:1]):
+            with contextlib.suppress(UnknownCharacterError):
+                return plain(form)
+        return ""
+
+    return lambda text: tidy("".join(map(known, text)))
+
+
+def place(event: gr.RetryData | gr.UndoData | gr.EditData) -> int:
+    """Which message it is about; Gradio gives a pair where messages come in pairs."""
+    return event.index if isinstance(event.index, int) else event.index[0]
+
+
+def spoken(messages: list[Message], me: str, heard: Callable[[str], str]) -> list[dict[str, str]]:
     """The lines of a conversation. What is not NAME: TEXT, such as a reply that was stopped at once, is nobody's line."""
     lines = []
     for message in messages:
-        text = tidy(words(message))
+        text = heard(words(message))
         match = SPOKEN.fullmatch(text)
         if match:
             lines.append({"speaker": match[1], "text": match[2]})
@@ -70,12 +94,14 @@ def kept() -> gr.BrowserState:
 def chat(service: Service, facts: dict[str, Any], saved: gr.BrowserState) -> None:
     """Builds the tab's content into the blocks that are open."""
 
+    heard = hearing(service.writer.checkpoint.tokenizer.plain)
+
     async def answer(messages: list[Message], table: Any) -> AsyncIterator[tuple[list[Message], str]]:
         """The messages with the reply growing at their end, and what went wrong, if anything did."""
         settings = settings_of(table, service)
         me = settings.pop("me")
         try:
-            with service.reply_stream(spoken(messages, me)[-HISTORY:], settings) as stream:
+            with service.reply_stream(spoken(messages, me, heard)[-HISTORY:], settings) as stream:
                 async for _ in service.follow(stream):
                     if stream.text:
                         yield [*messages, {"role": "assistant", "content": stream.text}], ""
@@ -97,14 +123,15 @@ def chat(service: Service, facts: dict[str, Any], saved: gr.BrowserState) -> Non
         return [*messages, {"role": "user", "content": shown(f"{me}: {line}")}], "", ""
 
     def again(messages: list[Message], event: gr.RetryData) -> list[Message]:
-        return messages[: event.index + 1]
+        return messages[: place(event) + 1]
 
     def back(messages: list[Message], event: gr.UndoData) -> tuple[list[Message], str]:
-        match = SPOKEN.fullmatch(tidy(words(messages[event.index])))
-        return messages[: event.index], match[2] if match else tidy(words(messages[event.index]))
+        text = tidy(words(messages[place(event)]))
+        match = SPOKEN.fullmatch(text)
+        return messages[: place(event)], match[2] if match else text
 
     def edited(messages: list[Message], event: gr.EditData) -> list[Message]:
-        index = event.index if isinstance(event.index, int) else event.index[0]
+        index = place(event)
         return [*messages[:index], {"role": "user", "content": shown(tidy(words(messages[index])))}]
 
     with gr.Row(elem_classes="room", equal_height=False):
@@ -145,13 +172,15 @@ def chat(service: Service, facts: dict[str, Any], saved: gr.BrowserState) -> Non
                 keep = gr.Button("Save as a scene", size="sm", min_width=80)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    asking: dict[str, Any] = {"concurrency_limit": None, **quiet}
+    asking: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **quiet}
     answering = []
     for start in (send.click, box.submit):
         said = start(say, [box, bot, table], [bot, box, trouble], queue=False, **quiet)
         answering.append(said.then(answer, [bot, table], [bot, trouble], **asking))
     answering.append(bot.retry(again, bot, bot, queue=False, **quiet).then(answer, [bot, table], [bot, trouble], **asking))
     answering.append(bot.edit(edited, bot, bot, queue=False, **quiet).then(answer, [bot, table], [bot, trouble], **asking))
+    for start in (send.click, box.submit):  # whoever speaks into an answer ends it
+        start(None, None, None, cancels=answering, api_visibility="private")
     bot.undo(back, bot, [bot, box], queue=False, **quiet)
     stop.click(None, None, None, cancels=answering, api_visibility="private")
     clear.click(lambda: ([], ""), None, [bot, trouble], cancels=answering, queue=False, **quiet)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Request, Response, sync_playwright
 
 from tests.house import House
 from tests.house import house as open_house
@@ -38,11 +38,22 @@ class Watch:
         self.url, self.faults = url, list[str]()
 
     def page(self, page: Page) -> None:
-        page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        page.on("console", lambda message: message.type == "error" and self.faults.append(f"console: {message.text}"))
-        page.on("response", lambda response: response.status >= 400 and self.faults.append(f"{response.status}: {response.url}"))
+        page.on("pageerror", self.raised)
+        page.on("console", self.said)
+        page.on("response", self.answered)
         page.on("requestfailed", self.failed)
         page.on("request", self.started)
+
+    def raised(self, error: Error) -> None:
+        self.faults.append(f"error: {error}")
+
+    def said(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.faults.append(f"console: {message.text}")
+
+    def answered(self, response: Response) -> None:
+        if response.status >= 400:
+            self.faults.append(f"{response.status}: {response.url}")
 
     def failed(self, request: Request) -> None:
         # Gradio's client closes its stream of events when the last event has ended, or with the page.
@@ -79,7 +90,7 @@ def visit(house: House, chromium: Browser) -> Iterator[Visit]:
 
 
 @pytest.fixture
-def picture(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
+def picture() -> Callable[[Page, str], None]:
     """Keeps a screenshot for people to look at."""
 
     def take(page: Page, name: str) -> None:

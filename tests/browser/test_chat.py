@@ -24,7 +24,9 @@ def say(page: Page, line: str) -> None:
     page.fill("#line textarea", line)
     page.press("#line textarea", "Enter")
     expect(page.locator("#talk .bot-row")).to_have_count(before + 1)
-    page.get_by_role("button", name=re.compile("retry", re.IGNORECASE)).wait_for()
+    whole = re.compile(r"[A-Z]+: .*[.!?\"')-]\s*$")
+    expect(page.locator("#talk .bot-row .message").last).to_have_text(whole)
+    page.wait_for_timeout(300)
 
 
 def messages(page: Page) -> list[str]:
