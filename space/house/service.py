@@ -98,6 +98,18 @@ class Service:
 
         It streams the text so far and ends with the scene as a dictionary: text, title, place, lines (speaker and text), seed,
         settings, checkpoint. The same seed and settings give the same scene.
+
+        Parameters:
+            character: who leads the scene and speaks first; without one, whoever the model picks
+            title: such as THE ONE WITH THE FLAKY TEST; without one, the model makes it up
+            place: where it takes place; without one, wherever the model likes
+            cast: who speaks, beside the lead; without it, whoever the model picks
+            lines: how many lines of dialogue, a whole number or two of them, the fewest and the most
+            temperature: 0 always takes the likeliest character, 0.5 is careful, 0.8 lively, above 1 wild
+            top_k: sample among this many likeliest characters
+            top_p: sample among the likeliest characters that together have this probability
+            min_p: sample among the characters that have at least this share of the likeliest one's probability
+            seed: the same seed and settings give the same text; without one it is drawn, and the result has it
         """
         settings = {name: value for name, value in locals().items() if name != "self"}
         with refusing(), self.scene_stream(settings) as stream:
@@ -134,6 +146,17 @@ class Service:
         """Write the next line of a conversation.
 
         It streams the text so far and ends with the line as a dictionary: speaker, text, seed, settings, checkpoint.
+
+        Parameters:
+            history: the lines so far, the newest last, each a dictionary with speaker and text
+            character: who answers; without one, whoever the model picks
+            title: of the conversation
+            place: where it takes place
+            temperature: 0 always takes the likeliest character, 0.5 is careful, 0.8 lively, above 1 wild
+            top_k: sample among this many likeliest characters
+            top_p: sample among the likeliest characters that together have this probability
+            min_p: sample among the characters that have at least this share of the likeliest one's probability
+            seed: the same seed and settings give the same text; without one it is drawn, and the result has it
         """
         settings = {name: value for name, value in locals().items() if name not in ("self", "history")}
         with refusing(), self.reply_stream(history, settings) as stream:
