@@ -48,8 +48,8 @@ class Drafts:
                 raise ValueError(
                     f"{name} is {tensor.dtype} {tensor.shape}: it must be {np.dtype(dtype)} with a power of two of slots"
                 )
-        # A memoryview gives Python's own numbers, several times faster than an array does.
-        self._checks, self._next_ids, self._shares = map(memoryview, (self.checks, self.next_ids, self.shares))
+        # `.data` is a memoryview, which gives Python's own numbers, several times faster than an array does.
+        self._checks, self._next_ids, self._shares = self.checks.data, self.next_ids.data, self.shares.data
         self._mask = len(self.checks) - 1
 
     def propose(self, ids: Sequence[int], most: int, least: float, trust: float = 1.0) -> tuple[list[int], float]:

@@ -6,172 +6,28 @@ and leave between steps. What a stream draws depends on its own ids and seed alo
 without drafts: a drafted id is kept only where it is the one that was drawn.
 """
 
-import codecs
-import contextlib
+import atexit
 import itertools
-import queue
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from cpgpt.drafts import Drafts
 from cpgpt.grammar import ENDED, Grammar, State
 from cpgpt.runner import Runner
-from cpgpt.sampling import Sampling, keep_newest, probabilities, sample, uniforms
+from cpgpt.sampling import Sampling, keep_newest, probabilities, sample
+from cpgpt.stream import AnyStream, Stream, Work
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 
 PROMPT_ROWS = 256  # of prompts, in one step: a long prompt does not keep the others waiting
 SHARED = 16  # a shorter beginning in common is sooner read again than copied
-RANDOMS = 256  # random numbers are made so many at a time
 
 
 class BusyError(RuntimeError):
     """More streams than there are places, and the waiting room is full."""
-
-
-@dataclass(eq=False)
-class _Work:
-    """What the engine knows of a stream."""
-
-    ids: list[int]  # the prompt and what was drawn
-    seed: int
-    sampling: Sampling
-    grammar: Grammar | None
-    state: State | None
-    left: int  # how many ids may still be drawn
-    stop_id: int | None
-    pieces: "queue.SimpleQueue[str | BaseException | None]" = field(default_factory=queue.SimpleQueue)  # text; None at the end
-    closed: bool = False
-    ended: bool = False
-    place: int = -1
-    offset: int = 0  # where the context starts in `ids`
-    read: int = 0  # ids up to here are in the cache, those before `offset` no longer
-    randoms: np.ndarray = field(default_factory=lambda: np.empty(0))
-    randoms_from: int = 0  # the position that the first of them is for
-    # How many drafted ids were expected to be right, and were: it starts as if that had agreed a few times.
-    expected: float = 8.0
-    accepted: float = 8.0
-    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
-    # One step's plan: how many ids are read, the draft behind them, and the grammar's state before and after each drafted id.
-    pending: int = 0
-    draft: list[int] = field(default_factory=list)
-    states: list[State | None] = field(default_factory=list)
-
-    def uniforms(self, count: int) -> np.ndarray:
-        """The random numbers for the next `count` positions."""
-        at = len(self.ids) - self.randoms_from
-        if at + count > len(self.randoms):
-            self.randoms_from, at = len(self.ids), 0
-            self.randoms = uniforms(self.seed, len(self.ids), max(count, RANDOMS))
-        return self.randoms[at : at + count]
-
-
-class Stream:
-    """Text while it is written: iterate over its characters, or `take` what has come. Closed when it is no longer referred to."""
-
-    def __init__(self, work: _Work, engine: "Engine") -> None:
-        self._work, self._engine = work, engine
-        self._came: Iterator[str] = iter(())  # characters that have come and were not given out
-        self._over = False  # nothing more will come
-        self._closed = False  # by whoever reads it, before its end
-        self._error: BaseException | None = None  # what went wrong in it
-        self._told = False  # whether that was raised
-        self.text = ""  # what was given out so far
-
-    @property
-    def seed(self) -> int:
-        return self._work.seed
-
-    @property
-    def waiting(self) -> int:
-        """Its place in the queue, from 1; 0 once it is being written."""
-        return self._engine.queue_position(self._work)
-
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> str:
-        """The next character; waits for it.
-
-        Raises:
-            Exception: what went wrong in this stream, once.
-        """
-        while True:
-            for character in self._came:
-                self.text += character
-                return character
-            if self._over:
-                self._raise()
-                raise StopIteration
-            self._receive(block=True)
-
-    def take(self) -> str | None:
-        """What has come since the last call; never waits. "" if that is nothing, None if the stream has ended.
-
-        Raises:
-            Exception: what went wrong in this stream, once.
-        """
-        taken = "".join(self._came)
-        with contextlib.suppress(queue.Empty):
-            while not self._over:
-                self._receive(block=False)
-                taken += "".join(self._came)
-        self.text += taken
-        if self._over and not taken:
-            self._raise()
-            return None
-        return taken
-
-    def _receive(self, block: bool) -> None:
-        piece = self._work.pieces.get(block)
-        if isinstance(piece, str) and not self._over:  # not closed by another thread meanwhile
-            self._came = iter(piece)
-        elif not isinstance(piece, str):
-            self._over, self._error = True, piece
-
-    def _raise(self) -> None:
-        if self._error is not None and not self._told:
-            self._told = True
-            raise self._error
-
-    def read(self) -> str:
-        """The whole text, once it has ended; waits for that.
-
-        Raises:
-            RuntimeError: the stream was closed before its end.
-            Exception: what went wrong in this stream.
-        """
-        for _ in self:
-            pass
-        if self._error is not None:
-            raise self._error
-        if self._closed:
-            raise RuntimeError(f"this text was closed before its end, after {len(self.text)} characters")
-        return self.text
-
-    def close(self) -> None:
-        """Stop writing; the stream's place is free at the engine's next step. Whoever waits for a character waits no longer."""
-        if self._over:
-            return
-        self._over, self._closed, self._came = True, True, iter(())
-        self._work.closed = True
-        self._work.pieces.put(None)
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._work.closed = True
-
-
-AnyStream = TypeVar("AnyStream", bound=Stream)
 
 
 class Engine:
@@ -199,11 +55,13 @@ class Engine:
         self._bytes, self._line_breaks = tokenizer.token_bytes, tokenizer.line_break_ids()
         self._everything = np.ones(tokenizer.vocab_size, dtype=bool)
         self._free = list(range(places))
-        self._held: list[_Work | None] = [None] * places  # whose ids each place has read last
-        self._running: list[_Work] = []
-        self._waiting: deque[_Work] = deque()
+        self._held: list[Work | None] = [None] * places  # whose ids each place has read last
+        self._running: list[Work] = []
+        self._waiting: deque[Work] = deque()
         self._lock = threading.Lock()  # over the four above and the thread
         self._thread: threading.Thread | None = None
+        self._stopped = False
+        _engines.add(self)
 
     @property
     def running(self) -> int:
@@ -215,7 +73,7 @@ class Engine:
         """How many streams wait for one."""
         return len(self._waiting)
 
-    def queue_position(self, work: _Work) -> int:
+    def queue_position(self, work: Work) -> int:
         with self._lock:
             return self._waiting.index(work) + 1 if work in self._waiting else 0
 
@@ -250,9 +108,8 @@ class Engine:
             raise ValueError(f"seed is {seed}: it must be 0 or more")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
-        work = _Work(list(prompt), seed, sampling, grammar, state.copy() if state else None, max_new_tokens, stop_id)
-        if text:
-            work.pieces.put(text)
+        work = Work(list(prompt), seed, sampling, grammar, state.copy() if state else None, max_new_tokens, stop_id)
+        work.text = text.encode() + self._add_forced(work)
         work.offset = work.read = len(work.ids) - len(keep_newest(work.ids, self.block_size, self._line_breaks))
         with self._lock:
             self._forget_closed()
@@ -264,14 +121,14 @@ class Engine:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="cpgpt-engine", daemon=True)
                 self._thread.start()
-        return (kind or Stream)(work, self)  # type: ignore[return-value]
+        return (kind or Stream)(work, self.queue_position)  # type: ignore[return-value]
 
     def _loop(self) -> None:
         while True:
             with self._lock:
                 self._forget_closed()
                 self._admit()
-                if not self._running:
+                if not self._running or self._stopped:
                     self._thread = None
                     return
             try:
@@ -279,6 +136,12 @@ class Engine:
             except Exception as error:  # the model's own: nobody's text can go on
                 for work in self._running:
                     self._end(work, error)
+
+    def stop(self) -> None:
+        """Stop between two steps; what is being written stays as it is. For the end of the process."""
+        self._stopped, thread = True, self._thread
+        if thread is not None:
+            thread.join()
 
     # Who has a place
 
@@ -318,12 +181,13 @@ class Engine:
             self._free.remove(work.place)
             self._held[work.place] = work
             self._running.append(work)
+            self._give(work, work.text)
 
     # One step
 
     def _step(self) -> None:
         room = PROMPT_ROWS
-        planned: list[_Work] = []
+        planned: list[Work] = []
         for work in self._running:
             try:
                 self._plan(work, room)
@@ -348,7 +212,7 @@ class Engine:
         self.rows += len(ids)
         self._draw(planned, logits)
 
-    def _plan(self, work: _Work, room: int) -> None:
+    def _plan(self, work: Work, room: int) -> None:
         """What `work` reads in this step, of prompts at most `room` rows, and which ids are drafted behind it."""
         while len(work.ids) - work.offset > self.block_size:  # the context is full: its newest half is read again
             full = work.ids[work.offset : work.offset + self.block_size]
@@ -378,9 +242,9 @@ class Engine:
             work.draft.append(id)
             work.states.append(state)
 
-    def _draw(self, planned: list[_Work], logits: np.ndarray) -> None:
+    def _draw(self, planned: list[Work], logits: np.ndarray) -> None:
         """Draw what follows, for every stream that has read all its ids."""
-        by_sampling: dict[Sampling, list[tuple[_Work, int]]] = {}
+        by_sampling: dict[Sampling, list[tuple[Work, int]]] = {}
         allowed: dict[Sampling, list[np.ndarray]] = {}  # masks, a row for each row of logits
         row = 0
         for work in planned:
@@ -415,7 +279,7 @@ class Engine:
                     self._end(work, error)
                 some = some[len(mine) :]
 
-    def _take(self, work: _Work, drawn: list[int]) -> None:
+    def _take(self, work: Work, drawn: list[int]) -> None:
         """Add what was drawn to a stream: as long as the draft was right, and one id more; then what must follow."""
         work.read += work.pending
         text = b""
@@ -425,18 +289,27 @@ class Engine:
                 break
             work.read += 1
             work.accepted += 1
-        while work.grammar is not None and work.state is not None and not work.ended:
-            forced = work.grammar.forced(work.state)
-            if forced is None:
-                break
-            text += self._add(work, forced)
+        self._give(work, text + self._add_forced(work))
+
+    def _give(self, work: Work, text: bytes) -> None:
+        """Give out what was written, up to the last whole character."""
         piece = work.decoder.decode(text, final=work.ended)
         if piece:
             work.pieces.put(piece)
         if work.ended:
             work.pieces.put(None)
 
-    def _add(self, work: _Work, id: int, state: State | None = None) -> bytes:
+    def _add_forced(self, work: Work) -> bytes:
+        """Add the ids that must come next: nothing has to be drawn for them."""
+        text = b""
+        while work.grammar is not None and work.state is not None and not work.ended:
+            forced = work.grammar.forced(work.state)
+            if forced is None:
+                break
+            text += self._add(work, forced)
+        return text
+
+    def _add(self, work: Work, id: int, state: State | None = None) -> bytes:
         """Add one id; `state` is the grammar's state after it, where it is known already."""
         work.ids.append(id)
         work.left -= 1
@@ -448,9 +321,19 @@ class Engine:
         work.ended = id == work.stop_id or not work.left or at_end
         return self._bytes[id]
 
-    def _end(self, work: _Work, error: BaseException) -> None:
+    def _end(self, work: Work, error: BaseException) -> None:
         work.ended = True
         work.pieces.put(error)
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that is inside of PyTorch when the interpreter goes away aborts the process."""
+    for engine in list(_engines):
+        engine.stop()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

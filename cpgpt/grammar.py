@@ -170,6 +170,9 @@ class Grammar:
         self._single_bytes = np.array([self._bytes[id][0] for id in self._single])
         self._several = [id for id, token in enumerate(self._bytes) if len(token) > 1 and NEWLINE not in token[:-1]]
         single = set(self._single_bytes.tolist())
+        for text in (*rules.cast, *rules.places, *rules.title_forms, f"{SCENE}\n()"):
+            if not single.issuperset(text.encode()):
+                raise ValueError(f"the tokenizer cannot write {text!r}: it is not made for these names")
         alphabet = {c.encode() for c in rules.alphabet} if rules.alphabet else {bytes([byte]) for byte in single if byte < 128}
         self._wide = {c for c in alphabet if len(c) > 1}
         self._wide_of_title = {c for c in self._wide if c.decode().upper() == c.decode()}

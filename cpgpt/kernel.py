@@ -185,7 +185,7 @@ class Kernel:
             cos=self._floats(model.cos),
             sin=self._floats(model.sin),
             layers=ctypes.addressof(layers),
-            norm=self._floats(model.norm.weight),
+            norm=self._floats(model.state_dict()["norm.weight"]),
             head=self._packed(model.head.weight),
             keys=self.keys.ctypes.data,
             values=self.values.ctypes.data,

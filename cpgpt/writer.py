@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cpgpt.checkpoint import Checkpoint
-from cpgpt.engine import AnyStream, Engine, Stream
+from cpgpt.engine import Engine
 from cpgpt.grammar import Grammar, Rules
 from cpgpt.runner import make_runner
 from cpgpt.sampling import Sampling
 from cpgpt.screenplay import SCENE, Direction, Line, Scene, parse
+from cpgpt.stream import AnyStream, Stream
 from cpgpt.tokenizer import END_OF_TEXT_ID
 
 TEMPERATURE = 0.8
@@ -218,7 +219,7 @@ class SceneWriter:
         """
         if max_characters < 1:
             raise ValueError(f"max_characters is {max_characters}: it must be 1 or more")
-        stream = self.engine.submit(
+        stream: Stream = self.engine.submit(
             [END_OF_TEXT_ID, *self.tokenizer.encode(prompt)],
             seed=self._seed(seed),
             sampling=Sampling(temperature),

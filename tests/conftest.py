@@ -2,6 +2,7 @@
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # a machine that tests may have other things to do
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `transformers` is imported: no test may touch the network
 
 from typing import Any

@@ -296,6 +296,8 @@ def test_what_a_grammar_cannot_be_made_of_is_named() -> None:
     facts, tokenizer = WORLDS["characters"]
     with pytest.raises(ValueError, match="line_ends is '#': none of it is in the alphabet"):
         Grammar(Rules.of(facts, line_ends="#"), tokenizer)
+    with pytest.raises(ValueError, match="the tokenizer cannot write 'ÅSA': it is not made for these names"):
+        Grammar(Rules.of(facts, cast=("ÅSA", "BO")), tokenizer)
     with pytest.raises(ValueError, match=r'at is "?.middle.*must be "title", "place" or "items"'):
         Grammar(Rules.of(facts), tokenizer).start("middle")
 

@@ -153,6 +153,8 @@ def test_the_kernels_logits_are_the_same_bits_in_whatever_company(made: str) -> 
     alone = read(runner, ids)
     one_by_one = np.concatenate([read(runner, ids[i : i + 1], 1, i) for i in range(size)])
     np.testing.assert_array_equal(one_by_one, alone)
+    for threads in (1, 2, 3):
+        np.testing.assert_array_equal(read(Kernel(model, 1, threads), ids), alone)
     chance, at = np.random.default_rng(1), 0
     while at < size:  # beside up to eight others, each with a few rows: every size of a tile comes up
         count, others = int(chance.integers(1, 8)), chance.permutation([0, *range(3, 9)])[: chance.integers(0, 7)].tolist()

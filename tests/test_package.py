@@ -82,7 +82,7 @@ def test_importing_touches_no_network_no_weights_and_nothing_heavy() -> None:
 def test_rooms_import_only_rooms_above_them() -> None:
     """The order of the design: a module of the package imports only those before it."""
     floors = (
-        "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner engine writer __init__ terminal cli __main__"
+        "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner stream engine writer __init__ terminal cli __main__"
     )
     order = floors.split()
     for place, name in enumerate(order):

@@ -31,7 +31,8 @@ TEMPERATURE = 0.8
 
 # A process of its own tells its memory, and how long it takes from `import torch` to the first character.
 ALONE = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 import torch
 began = time.perf_counter()
 import cpgpt
@@ -42,7 +43,8 @@ first = time.perf_counter() - began
 streams += [writer.stream(seed=seed) for seed in range(2, int(sys.argv[1]) + 1)]
 for stream in streams:
     stream.read()
-print(json.dumps({"seconds": first, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+most = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # Linux
+print(json.dumps({"seconds": first, "megabytes": int(most[1]) / 1024}))
 """
 
 
@@ -195,7 +197,7 @@ def main(
         table.add_column(column, justify="right")
     for count in counts:
         median = {key: statistics.median(each[key] for each in crowds[count]) for key in ("total", "slowest", "first")}
-        row = (f"{median['total']:,.0f}", f"{median['slowest']:,.0f}", f"{median['first']:.2f} s")
+        row = (f"{median['total']:,.0f}", f"{median['slowest']:,.0f}", f"{median['first']:.3f} s")
         table.add_row(str(count), *row, f"{statistics.median(batches[count]):,.0f}", f"{median['total'] / best:.1f}")
     Console().print(table)
 
