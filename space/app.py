@@ -5,6 +5,7 @@ checkpoint writes. This file knows how the server is set up; what it serves is i
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from house.theme import theme
 # isort: on
 
 EVENTS = 512  # at once: those being written, those waiting, and room for the short ones
+SWITCH = 0.0005  # seconds after which the engine's thread gives way to the server's; Python's usual 5 ms are felt at every event
 
 
 def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
@@ -46,6 +48,7 @@ def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
 
 def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: Any) -> tuple[gr.Blocks, str]:
     """Starts the server in the background; returns its page and its address once it answers."""
+    sys.setswitchinterval(SWITCH)
     page = build(Service(writer), notice)
     routes = [
         Route("/house/portraits/{name}.svg", portraits.route(writer.characters)),
