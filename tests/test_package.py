@@ -83,6 +83,8 @@ def test_rooms_import_only_rooms_above_them() -> None:
     """The order of the design: a module of the package imports only those before it."""
     order = "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner stream engine writer".split()
     order += "__init__ terminal cli_serve cli __main__".split()
+    for place, name in enumerate(order):
+        source = (ROOT / "cpgpt" / f"{name}.py").read_text()
         used = set(re.findall(r"^\s*from cpgpt\.(\w+) import", source, re.MULTILINE))
         if name != "__init__" and re.search(r"^\s*from cpgpt import", source, re.MULTILINE):
             used.add("__init__")
