@@ -81,8 +81,8 @@ def test_importing_touches_no_network_no_weights_and_nothing_heavy() -> None:
 
 def test_rooms_import_only_rooms_above_them() -> None:
     """The order of the design: a module of the package imports only those before it."""
-    order = ["tokenizer", "model", "sampling", "screenplay", "grammar", "drafts", "checkpoint", "kernel", "runner", "stream", "engine", "writer"]
-    order += ["__init__", "terminal", "cli_serve", "cli", "__main__"]
+    floors = "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner stream engine writer __init__ terminal "
+    order = (floors + "cli_serve cli __main__").split()
     for place, name in enumerate(order):
         source = (ROOT / "cpgpt" / f"{name}.py").read_text()
         used = set(re.findall(r"^\s*from cpgpt\.(\w+) import", source, re.MULTILINE))
