@@ -70,8 +70,9 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many streams wait for one."""
-        return len(self._waiting)
+        """How many streams wait for one, beside those that the next step gives a place."""
+        with self._lock:
+            return max(0, len(self._waiting) - len(self._free))
 
     def queue_position(self, work: Work) -> int:
         with self._lock:

@@ -254,6 +254,7 @@ def test_a_stream_can_be_iterated_taken_and_read_whole(model: GPT) -> None:
 def test_take_never_waits(watched: Watched) -> None:
     engine = engine_on(watched, watched.runner.model, places=8)  # type: ignore[attr-defined]
     stream = start(engine, text="So: ")
+    watched.entered.put(watched.entered.get(timeout=PATIENCE))  # it has a place
     assert stream.take() == "So: "
     assert [stream.take() for _ in range(3)] == ["", "", ""]
     watched.step()
