@@ -61,18 +61,20 @@ class House:
 
     @contextlib.contextmanager
     def room(self, places: int, max_waiting: int) -> Iterator[None]:
-        """Only so many places and chairs."""
+        """Only so many places and chairs, beside the place of a stream that keeps the engine at work."""
         engine = self.writer.engine
-        before = engine.max_waiting
-        held = [self.writer.stream(seed=n) for n in range(engine.places - places)]
-        self.wait(lambda: engine.running == len(held), 5)
-        engine.max_waiting = max_waiting
+        self.wait(lambda: self.taken == 0, 5)
+        with engine._lock:
+            spare = [engine._free.pop() for _ in range(engine.places - places - 1)]
+        before, engine.max_waiting = engine.max_waiting, max_waiting
         try:
-            yield
+            with self.writer.stream(seed=1):
+                self.wait(lambda: engine.running == 1, 5)
+                yield
         finally:
             engine.max_waiting = before
-            for stream in held:
-                stream.close()
+            with engine._lock:
+                engine._free += spare
 
 
 @functools.cache

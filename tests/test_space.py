@@ -190,14 +190,14 @@ def followed(url: str) -> Iterator[Any]:
 def test_dropping_the_connection_frees_the_place(house: House) -> None:
     with house.slow():
         with followed(start(house, "scene")):
-            assert house.taken == 1
+            house.wait(lambda: house.taken == 1, 1)
         house.wait(lambda: house.taken == 0, 0.3)
 
 
 def test_dropping_the_connection_frees_the_place_in_the_queue(house: House) -> None:
     with house.slow(), house.room(places=0, max_waiting=5):
         with followed(start(house, "scene")):
-            assert house.writer.engine.waiting == 1
+            house.wait(lambda: house.writer.engine.waiting == 1, 1)
         house.wait(lambda: house.writer.engine.waiting == 0, 0.3)
 
 
@@ -205,7 +205,7 @@ def test_cancelling_a_job_frees_the_place(house: House, client: Client) -> None:
     with house.slow():
         job = client.submit(api_name="/scene")
         next(iter(job))
-        assert house.taken == 1
+        house.wait(lambda: house.taken == 1, 1)
         job.cancel()
         house.wait(lambda: house.taken == 0, 0.3)
 

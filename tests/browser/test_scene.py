@@ -88,7 +88,7 @@ def test_stop_keeps_what_was_typed_and_frees_the_place(visit: Visit, house: Hous
         write(page, whole=False)
         page.wait_for_selector(".line >> nth=0")
         page.wait_for_timeout(400)
-        assert house.taken == 1
+        house.wait(lambda: house.taken == 1, 1)
         page.click(".stop")
         house.wait(lambda: house.taken == 0, 0.3)
         page.wait_for_selector(".after:not([hidden])")
@@ -103,7 +103,7 @@ def test_closing_the_page_frees_the_place(visit: Visit, house: House) -> None:
     page = visit()
     with house.slow():
         write(page, whole=False)
-        assert house.taken == 1
+        house.wait(lambda: house.taken == 1, 1)
         page.close()
         house.wait(lambda: house.taken == 0, 0.3)
 
