@@ -7,10 +7,10 @@ CONFIG ?= training/configs/centralperk.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run scene train chromium test lint format clean
+.PHONY: help run scene train hub-demo chromium test lint format clean
 
 help: ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 run: $(VENV)/installed-space ## install what is needed and open the web page at http://127.0.0.1:7860 (PORT=... for another)
 	@$(BIN)/cpgpt serve --port $(PORT)
@@ -20,6 +20,9 @@ scene: $(VENV)/installed ## type a scene on the terminal
 
 train: $(VENV)/installed-train ## train our model (CONFIG=training/configs/NAME.toml for another)
 	$(BIN)/python -m training.train $(CONFIG)
+
+hub-demo: $(VENV)/installed-test ## the README's "Publish your own", against a stand-in for the Hugging Face Hub
+	@$(BIN)/python -m tests.hub_demo
 
 test: $(VENV)/installed-test lint chromium ## lint, check types, run all tests
 	$(BIN)/python -m pytest

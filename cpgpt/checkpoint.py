@@ -34,7 +34,8 @@ from cpgpt.model import CLASSIC, GPT, MODERN, Config, rotary_table
 from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED = {"F32", "BF16", "F16"}  # how safetensors calls them
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # how safetensors calls them
+LARGEST_TABLE = 2**24  # rotary positions are computed, not stored: a small file may not ask for a large table
 
 # Module names, ours and the stock architecture's. Those of a block come after its prefix.
 _NAMES = {
@@ -256,7 +257,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: it is not a checkpoint, or not a whole one")
-    ours, config = _read_config(folder / "config.json")
+    ours, config = read_config(folder / "config.json")
     try:
         tokenizer = Tokenizer.load(folder)
         drafts = Drafts.load(folder, tokenizer.vocab_size)
@@ -285,7 +286,12 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     return Checkpoint(model.to(device).eval(), tokenizer, facts, drafts)
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
+def read_config(path: Path) -> tuple[dict[str, Any], Config]:
+    """Our part of a `config.json`, and the model that it describes; nothing is built.
+
+    Raises:
+        CheckpointError: it is not JSON, not ours, or contradicts itself.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -297,6 +303,11 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
         config = Config(**ours["config"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f'{path}, "cpgpt": {error}') from error
+    if config.positions == "rotary" and config.block_size * config.head_size > LARGEST_TABLE:
+        raise CheckpointError(
+            f'{path}, "cpgpt": a context of {config.block_size} tokens needs a table of {config.block_size} x {config.head_size} '
+            f"angles; more than {LARGEST_TABLE} numbers are not a model of ours"
+        )
     for name, value in stock_fields(config).items():
         if name in data and data[name] != value:
             raise CheckpointError(f'{path} says {name} {data[name]!r}, but its "cpgpt" part means {value!r}')
@@ -324,6 +335,22 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): save or download it again") from error
+
+
+def stored_dtype(path: Path) -> str:
+    """How the weights of a checkpoint are stored: "float32", "bfloat16" or "float16"."""
+    with safetensors.safe_open(path, "pt") as file:
+        return _STORED[file.get_slice(next(iter(file.keys()))).get_dtype()]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file beside a checkpoint: whoever reads it sees the old one or the new one, whole."""
+    fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

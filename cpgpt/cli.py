@@ -1,17 +1,16 @@
 """The `cpgpt` command. PyTorch is imported where it is needed, so that --help does not wait for it."""
 
-import contextlib
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cpgpt import cli_serve
+from cpgpt.cli_hub import push, push_space
+from cpgpt.cli_serve import serve
+from cpgpt.terminal import errors
 
 app = typer.Typer(
     help="centralperkGPT: a small GPT, written from scratch, that writes coffee-house scenes.",
@@ -64,13 +63,15 @@ def scene(
     max_chars: Annotated[int, typer.Option(help="Where to end a text of a model that does not write scenes.")] = 2_000,
 ) -> None:
     """Type a scene, as the model writes it."""
-    with _errors():
+    with errors():
         from cpgpt import load
         from cpgpt.terminal import Typewriter
 
         writer = load(checkpoint)
         typewriter = Typewriter(writer.characters)
         if not writer.writes_scenes:
+            if json_:
+                raise ValueError("--json: this checkpoint was not trained on scenes, and what it writes has no parts")
             for piece in writer.stream_text(max_characters=max_chars, stop=False, temperature=temperature, seed=seed):
                 typewriter.type(piece)
             return
@@ -93,7 +94,8 @@ def scene(
                 print()
             typewriter.play(stream)
             if sys.stderr.isatty():
-                typer.secho(f"\n(seed {stream.seed}: with it and the same settings, the same scene)", err=True, dim=True)
+                told = f"\n(seed {stream.seed}: with it and the same settings, the same scene)"
+                typer.echo(told if typewriter.plain else typer.style(told, dim=True), err=True)
 
 
 @app.command()
@@ -109,12 +111,14 @@ def chat(
     checkpoint: Checkpoint = None,
 ) -> None:
     """Talk with a character: type a line, read the answer. An empty line lets them go on; Ctrl-D ends it."""
-    with _errors():
+    with errors():
         from cpgpt import Line, Scene, load
         from cpgpt.terminal import Typewriter
         from cpgpt.writer import one_of
 
         writer = load(checkpoint)
+        if not writer.writes_scenes:
+            raise ValueError("this checkpoint was not trained on scenes: there is nobody to talk with")
         me = one_of("character", me, writer.characters)
         history = Scene(title, place or writer.places[0], ())
         typewriter = Typewriter(writer.characters)
@@ -123,6 +127,8 @@ def chat(
                 typewriter.name(me)
             line = sys.stdin.readline()
             if not line:
+                if sys.stdin.isatty() and not json_:
+                    print()
                 return
             try:
                 said = [Line(me, line.strip())] if line.strip() else []
@@ -144,7 +150,7 @@ def chat(
 @app.command()
 def cast(checkpoint: Checkpoint = None) -> None:
     """List who can speak, and where."""
-    with _errors():
+    with errors():
         from cpgpt import load_checkpoint
 
         facts = load_checkpoint(checkpoint).facts.get("corpus", {})
@@ -164,20 +170,6 @@ def _lines(text: str | None) -> int | tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Errors that a user can mend are one line on stderr, and no traceback."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever read it has had enough: cpgpt scene | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        print()
-        raise typer.Exit(130) from None
-
-
-app.command()(cli_serve.serve)
+app.command()(push)
+app.command()(push_space)
+app.command()(serve)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cpgpt.terminal import errors
+
 PLACES = (Path(__file__).parent / "space", Path(__file__).parents[1] / "space")  # in a wheel; in a checkout
 
 
@@ -37,8 +39,5 @@ def serve(
         os.environ["CPGPT_MODEL"] = model
     import app  # the page's own module, found in its folder
 
-    try:
+    with errors():  # a port in use, a folder that is no checkpoint
         app.main(server_name=host, server_port=port)
-    except (OSError, ValueError) as error:  # a port in use, a folder that is no checkpoint
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error

@@ -70,9 +70,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many streams wait for one, beside those that the next step gives a place."""
-        with self._lock:
-            return max(0, len(self._waiting) - len(self._free))
+        """How many streams wait for one; the next step gives it to as many as are free."""
+        return len(self._waiting)
 
     def queue_position(self, work: Work) -> int:
         with self._lock:

@@ -1,10 +1,15 @@
-"""Scenes on a terminal: each speaker in a colour of their own, stage directions in italics, as they are typed.
+"""What the commands share: scenes on a terminal, and errors that are one line.
 
-Where the output is no terminal, or colour is switched off (NO_COLOR), the text is printed as it is.
+Each speaker has a colour of their own, stage directions are in italics, all of it comes as it is typed. Where the output is no
+terminal, or colour is switched off (NO_COLOR), the text is printed as it is.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
+import typer
 from rich.console import Console
 
 from cpgpt.screenplay import SCENE, Event, SceneReader
@@ -18,10 +23,11 @@ class Typewriter:
     def __init__(self, cast: Sequence[str], console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(cast)}
+        self.plain = self.console.no_color or not self.console.color_system
         self._direction = False  # whether what is being typed is a stage direction
 
     def type(self, text: str, style: str | None = None) -> None:
-        self.console.out(text, end="", style=style, highlight=False)
+        self.console.out(text, end="", style=None if self.plain else style, highlight=False)
         self.console.file.flush()
 
     def name(self, speaker: str) -> None:
@@ -31,7 +37,7 @@ class Typewriter:
         """Type a whole scene while it comes."""
         reader = SceneReader()
         for piece in pieces:
-            if not self.console.color_system:
+            if self.plain:
                 self.type(piece)
                 continue
             for event in reader.feed(piece):
@@ -63,3 +69,19 @@ class Typewriter:
         elif event.kind == "line":
             self.type(")\n" if self._direction else "\n", "italic dim" if self._direction else None)
             self._direction = False
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Errors that a user can mend are one line on stderr, and no traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read it has had enough: cpgpt scene | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        print()
+        raise typer.Exit(130) from None

@@ -1,6 +1,6 @@
 """What users call: a `SceneWriter` writes scenes and answers. It puts checkpoint, grammar and engine together.
 
-Knows nothing about terminals, pages or where a checkpoint comes from.
+Knows nothing about terminals or pages.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from typing import Any
 from cpgpt.checkpoint import Checkpoint
 from cpgpt.engine import Engine
 from cpgpt.grammar import Grammar, Rules
+from cpgpt.publish import HubMixin
 from cpgpt.runner import make_runner
 from cpgpt.sampling import Sampling
 from cpgpt.screenplay import SCENE, Direction, Line, Scene, parse
@@ -55,7 +56,7 @@ class ReplyStream(Stream):
         return Line(speaker, text)
 
 
-class SceneWriter:
+class SceneWriter(HubMixin):
     """Writes scenes with one checkpoint; `cpgpt.load()` makes one.
 
     All that is being written, by however many threads, shares one engine (`.engine`): open as many streams as you like.

@@ -20,7 +20,8 @@ ENVIRONMENT = {
 def start_module(module: str, *arguments: str) -> "subprocess.Popen[str]":
     """`python -m module arguments`, running."""
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def run_module(module: str, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":

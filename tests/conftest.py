@@ -1,10 +1,24 @@
-"""What several test modules share: a tiny tokenizer, and tiny models of both shapes with weights that hide no fault."""
+"""What several test modules share: a tiny tokenizer, tiny models of both shapes with weights that hide no fault, a stand-in Hub."""
 
 import os
+import tempfile
+
+from tests.hub_server import Account, HubServer, listener
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a machine that tests may have other things to do
-os.environ["HF_HUB_OFFLINE"] = "1"  # before `transformers` is imported: no test may touch the network
 
+# Before `huggingface_hub` is imported: no test may touch the network, the user's cache or the user's token. The only Hub that there
+# is listens here, once a test asks for it.
+HUB_SOCKET = listener()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cpgpt-tests-")
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_XET"] = os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
+os.environ.pop("HF_TOKEN", None)
+
+import atexit
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +28,7 @@ from hypothesis import settings
 from cpgpt.model import GPT, Config
 from cpgpt.tokenizer import Tokenizer
 
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 # A busy machine has slow moments, and a gate should not find its examples by chance.
 settings.register_profile("cpgpt", deadline=None, derandomize=True, database=None)
@@ -46,3 +61,24 @@ def random_ids(*shape: int, seed: int = 2) -> torch.Tensor:
 def model(request: pytest.FixtureRequest) -> GPT:
     """A tiny model of each shape. It is shared: a test that changes it makes its own with `randomised`."""
     return randomised(tiny(request.param))
+
+
+TOKENS = {"hf_you": Account("you"), "hf_reader": Account("you", write=False), "hf_stranger": Account("stranger")}
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[HubServer]:
+    with HubServer(TOKENS, HUB_SOCKET) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """An empty Hub, for a client that is logged in as `you`, online, and has nothing in its cache."""
+    from huggingface_hub import constants
+
+    hub_server.forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_you")
+    return hub_server

@@ -239,6 +239,12 @@ def test_too_many_layers_are_refused_before_anything_is_built(n_layer: int, fold
     refused(folder, str(folder), str(n_layer))
 
 
+def test_a_context_that_asks_for_a_huge_table_of_angles_is_refused(folder: Path) -> None:
+    with edited_config(folder) as config:
+        config["max_position_embeddings"] = config["cpgpt"]["config"]["block_size"] = 2**24
+    refused(folder, str(folder / "config.json"), "a context of 16777216 tokens needs a table of")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -1,10 +1,12 @@
 """The figures of a checkpoint mean what they say."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from cpgpt.card import read_evaluation
 from tests.commands import run_module
 from tests.test_prepare import corpus_of, scenes
 from tests.test_train import TINY
@@ -66,6 +68,18 @@ def test_the_command_prints_every_figure(run: Path) -> None:
     assert 0 < figures["test bits per character"] < 5
     table = run_module("training.evaluate", *arguments).stdout
     assert f"{figures['test bits per character']:.4f}" in table
+
+
+def test_saved_figures_lie_in_the_folder_and_name_the_weights(run: Path) -> None:
+    folder = run / "run" / "checkpoint"
+    arguments = [str(folder), "--data", str(run / "data"), "--scenes", "2", "--seed", "9"]
+    result = run_module("training.evaluate", *arguments, "--json", "--save")
+    assert result.returncode == 0, result.stderr
+    evaluation = read_evaluation(folder)
+    assert json.loads(result.stdout).items() < evaluation.items()
+    assert (evaluation["scenes"], evaluation["temperature"], evaluation["seed"]) == (2, 0.8, 9)
+    assert evaluation["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert not list(folder.glob(".*"))
 
 
 def test_a_checkpoint_of_another_text_is_refused(run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What `pip install` brings, and what importing it costs."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,15 +9,19 @@ from pathlib import Path
 import pytest
 
 import cpgpt
-from tests.commands import ROOT
+from tests.commands import ENVIRONMENT, ROOT, run_module
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [name for name in listed.split("\0") if name]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the files that git tracks, as from a clean checkout."""
     folder = tmp_path_factory.mktemp("checkout")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
-    for name in filter(None, tracked):
+    for name in tracked():
         (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "src" / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(folder / "src")]
@@ -27,38 +30,48 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_package_and_the_checkpoint_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_the_space_and_the_cards_template_and_nothing_else(wheel: Path) -> None:
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    checkpoint = {f"cpgpt/checkpoints/centralperk/{file.name}" for file in (ROOT / "cpgpt/checkpoints/centralperk").iterdir()}
-    assert {name.rpartition("/")[2] for name in checkpoint} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert {name for name in names if not name.endswith(".py")} == {"cpgpt/kernel.cpp", *checkpoint}
-    assert {name for name in names if name.endswith(".py")} == {f"cpgpt/{file.name}" for file in (ROOT / "cpgpt").glob("*.py")}
-    assert wheel.name.startswith("centralperkgpt-")
+    assert set(names) == {
+        name if name.startswith("cpgpt/") else f"cpgpt/{name}" for name in tracked() if re.match("(cpgpt|space)/|hub_card.md", name)
+    }
+    checkpoint = {Path(name).name for name in names if name.startswith("cpgpt/checkpoints/centralperk/")}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= checkpoint
+    assert wheel.name.startswith(f"centralperkgpt-{cpgpt.__version__}-")
 
 
-def test_the_installed_wheel_writes_a_scene(wheel: Path, tmp_path: Path) -> None:
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(tmp_path / "site"),
-        str(wheel),
-    ]
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, installed into a folder of its own."""
+    site = tmp_path_factory.mktemp("installed") / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+    return site
+
+
+def python(site: Path, folder: Path, *arguments: str) -> str:
+    """What Python prints that runs outside of the checkout, on the installed package."""
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=folder, env={**ENVIRONMENT, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_installed_wheel_writes_a_scene(site: Path, tmp_path: Path) -> None:
     code = (
         "import cpgpt; print(cpgpt.__file__); writer = cpgpt.load(); print(type(writer.engine.runner)); print(writer.scene(seed=1))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    where, runner, text = result.stdout.split("\n", 2)
-    assert where == str(tmp_path / "site" / "cpgpt" / "__init__.py")
+    where, runner, text = python(site, tmp_path, "-c", code).split("\n", 2)
+    assert where == str(site / "cpgpt" / "__init__.py")
     assert "Kernel" in runner
     assert len(cpgpt.parse(text.removesuffix("\n")).lines) >= 7
+
+
+@pytest.mark.parametrize("command", [["push", "you/tiny"], ["push-space", "you/page", "--model", "you/tiny"]], ids=" ".join)
+def test_the_installed_wheel_pushes_what_the_checkout_pushes(command: list[str], site: Path, tmp_path: Path) -> None:
+    installed = python(site, tmp_path, "-m", "cpgpt", *command, "--dry-run")
+    assert installed == run_module("cpgpt", *command, "--dry-run").stdout
+    assert len(installed.splitlines()) > 10
 
 
 IMPORT = """
@@ -81,8 +94,11 @@ def test_importing_touches_no_network_no_weights_and_nothing_heavy() -> None:
 
 def test_rooms_import_only_rooms_above_them() -> None:
     """The order of the design: a module of the package imports only those before it."""
-    floors = "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner stream engine writer __init__ terminal "
-    order = (floors + "cli_serve cli __main__").split()
+    floors = (
+        "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner stream engine card hub publish writer "
+        "__init__ terminal cli_hub cli_serve cli __main__"
+    )
+    order = floors.split()
     for place, name in enumerate(order):
         source = (ROOT / "cpgpt" / f"{name}.py").read_text()
         used = set(re.findall(r"^\s*from cpgpt\.(\w+) import", source, re.MULTILINE))

@@ -32,8 +32,8 @@ def test_the_scene_at_the_top_is_what_its_command_types() -> None:
 
 
 def test_make_targets_of_the_readme_exist() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"make ([a-z]+)", README)) <= set(targets)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= set(targets)
 
 
 def test_training_on_a_text_of_ones_own_goes_as_printed(tmp_path: Path) -> None:
@@ -51,6 +51,15 @@ def test_training_on_a_text_of_ones_own_goes_as_printed(tmp_path: Path) -> None:
         result = run_module(module, *arguments)
         assert result.returncode == 0, result.stderr
     assert len(result.stdout) >= 40
+
+
+def test_publish_your_own_goes_as_printed() -> None:
+    """The block that `make hub-demo` runs, with the embedded checkpoint in place of a minute's training."""
+    result = run_module("tests.hub_demo", "--checkpoint", "cpgpt/checkpoints/centralperk")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\nSCENE: ") == 2  # here, and in a second process with an empty cache
+    for held in ("the model you/coffee-scenes", "the space you/coffee-scenes"):
+        assert f"the stand-in Hub holds {held}" in result.stdout
 
 
 def test_files_that_the_readme_links_to_exist() -> None:

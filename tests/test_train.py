@@ -72,6 +72,7 @@ def test_it_learns_keeps_the_best_checkpoint_and_logs(shape: str, optimizer: str
     log = log_of(out)
     assert [entry["step"] for entry in log] == [10, 20, 30, 40]
     assert log[-1]["validation"] < log[0]["validation"] < math.log(77)
+    assert (out / "checkpoint" / "log.jsonl").read_bytes() == (out / "log.jsonl").read_bytes()
     best = min(log, key=lambda entry: entry["validation"])
     loaded = checkpoint.load(out / "checkpoint")
     assert loaded.facts["training"]["validation"] == best["validation"]

@@ -3,6 +3,7 @@
 Bits per character on text that it never saw, and three questions to what it writes: is it words, is it copied, is it a scene?
 """
 
+import hashlib
 import json
 import math
 import re
@@ -21,6 +22,8 @@ from rich.table import Table
 from torch import Tensor
 
 from cpgpt import EMBEDDED, SceneWriter, checkpoint
+from cpgpt.card import EVALUATION
+from cpgpt.checkpoint import write_atomically
 from cpgpt.model import GPT
 from cpgpt.screenplay import ScreenplayError, parse
 from cpgpt.tokenizer import END_OF_TEXT_ID
@@ -116,6 +119,7 @@ def main(
     temperature: Annotated[float, typer.Option(min=0, help="At which temperature.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first scene; the next ones count up.")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep the figures in the checkpoint's folder, for its card.")] = False,
 ) -> None:
     """Measure a checkpoint: bits per character, and how good what it writes is."""
     try:
@@ -140,6 +144,11 @@ def main(
         figures[f"characters copied in spans of {SPAN} or more"] = copied_share(texts, decoded["train"])
         if prepared.meta["format"] == "scenes":
             figures["parse rate"] = sum(map(parses, texts)) / len(texts)
+    if save:
+        # The weights' hash tells figures that are out of date.
+        how = {"scenes": len(texts), "temperature": temperature, "seed": seed}
+        weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        write_atomically(folder / EVALUATION, json.dumps({**figures, **how, "sha256": weights}, indent=2) + "\n")
     if json_:
         print(json.dumps(figures, indent=2))
         return

@@ -4,7 +4,7 @@ Get a batch, forward, backward, clip, step, schedule, evaluate, save. A run writ
 
     checkpoint/          the best model so far by validation loss: a checkpoint that `cpgpt` and `transformers` read
     state.safetensors    all that the run needs to go on from its last save, bit for bit (on the CPU)
-    log.jsonl            a line for every evaluation: losses, seconds, a sample
+    log.jsonl            a line for every evaluation: losses, seconds, a sample; a copy lies beside the checkpoint
 
 Started again after Ctrl-C, a crash or a kill, the same command goes on. `torchrun --standalone --nproc-per-node N -m training.train
 ...` trains with N processes, each on its share of every batch.
@@ -26,6 +26,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from cpgpt import SceneWriter, checkpoint
+from cpgpt.card import LOG
+from cpgpt.checkpoint import write_atomically
 from cpgpt.model import GPT
 from training.data import Batches, Data
 from training.evaluate import loss_of, loss_over
@@ -96,7 +98,7 @@ def _train(settings: Settings, process: Process, stop: Stop, console: Console) -
     going_on = f", going on at step {run.step}" if run.step else ""
     console.print(f"{out}: {model.n_parameters() / 1e6:.2f}M parameters, {settings.steps} steps on {process.device}{going_on}")
     if process.first:
-        forget_after(run.step, out / "log.jsonl")
+        forget_after(run.step, out / LOG)
 
     forward: Any = model
     if process.world > 1:
@@ -142,7 +144,9 @@ def _train(settings: Settings, process: Process, stop: Stop, console: Console) -
                     entry = {"step": run.step, "loss": loss, **validate(model, data, row_length, settings.precision)}
                     keep_if_best(model, data, settings, run, entry)
                     sample = write_sample(model, data, settings)
-                    append({**entry, "seconds": round(run.seconds, 1), "sample": sample}, out / "log.jsonl")
+                    append({**entry, "seconds": round(run.seconds, 1), "sample": sample}, out / LOG)
+                    if (out / "checkpoint").exists():  # the log travels with it, so that its card can show the whole run
+                        write_atomically(out / "checkpoint" / LOG, (out / LOG).read_text(encoding="utf-8"))
                     watch.evaluation(entry, run.seconds, sample)
                 run.best, worse = process.from_first(run.best, run.worse)
                 run.worse, saving = int(worse), True
