@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cpgpt.cli_hub import push, push_space
+from cpgpt.cli_serve import serve
 from cpgpt.terminal import errors
 
 app = typer.Typer(
@@ -171,3 +172,4 @@ def _lines(text: str | None) -> int | tuple[int, int] | None:
 
 app.command()(push)
 app.command()(push_space)
+app.command()(serve)

@@ -96,7 +96,7 @@ def test_rooms_import_only_rooms_above_them() -> None:
     """The order of the design: a module of the package imports only those before it."""
     floors = (
         "tokenizer model sampling screenplay grammar drafts checkpoint kernel runner stream engine card hub publish writer "
-        "__init__ terminal cli_hub cli __main__"
+        "__init__ terminal cli_hub cli_serve cli __main__"
     )
     order = floors.split()
     for place, name in enumerate(order):
