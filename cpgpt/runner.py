@@ -64,11 +64,14 @@ class PlainRunner:
             pool[:, target, :, :count] = pool[:, source, :, :count]
 
 
-def make_runner(model: GPT, places: int) -> Runner:
-    """The fast runner where there can be one: a modern model on a CPU, on a machine with a C++ compiler. Else the plain one."""
+def make_runner(model: GPT, places: int, threads: int | None = None) -> Runner:
+    """The fast runner where there can be one: a modern model on a CPU, on a machine with a C++ compiler. Else the plain one.
+
+    `threads` are the fast one's; by default as many as there are processors, up to four. PyTorch has its own.
+    """
     if model.head.weight.device.type == "cpu" and why_not(model.config) is None:
         try:
-            return Kernel(model, places)
+            return Kernel(model, places, threads)
         except KernelError as error:
             log.warning("writing will be several times slower than it could be: %s", error)
     return PlainRunner(model, places)

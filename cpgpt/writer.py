@@ -69,6 +69,7 @@ class SceneWriter(HubMixin):
         places: how many streams are written at once; more wait in order.
         max_waiting: how many may wait; one more is a `BusyError`.
         drafts: use the checkpoint's drafts, if it has any; the text is the same, and comes sooner.
+        threads: that compute; by default as many as there are processors, up to four. The text is the same with any number.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SceneWriter(HubMixin):
         places: int = 64,
         max_waiting: int = 256,
         drafts: bool = True,
+        threads: int | None = None,
     ) -> None:
         self.checkpoint, self.name, self.revision = checkpoint, name, revision
         self.tokenizer, self.block_size = checkpoint.tokenizer, checkpoint.model.config.block_size
@@ -88,7 +90,7 @@ class SceneWriter(HubMixin):
         self.characters: tuple[str, ...] = tuple(self.facts.get("cast", ()))
         self.places: tuple[str, ...] = tuple(self.facts.get("places", ()))
         self.engine = Engine(
-            make_runner(checkpoint.model, places),
+            make_runner(checkpoint.model, places, threads),
             self.tokenizer,
             self.block_size,
             places=places,

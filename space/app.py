@@ -29,6 +29,7 @@ from house.theme import theme
 # isort: on
 
 EVENTS = 512  # at once: those being written, those waiting, and room for the short ones
+THREADS = max(1, (os.cpu_count() or 1) - 1)  # for the model; one processor is the server's: it has more to do in a crowd
 SWITCH = 0.0005  # seconds after which the engine's thread gives way to the server's; Python's usual 5 ms are felt at every event
 
 
@@ -36,14 +37,14 @@ def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
     """The writer that CPGPT_MODEL names. Where the Hub does not give it, the embedded one, and what to tell the visitors."""
     wanted = os.environ.get("CPGPT_MODEL", "")
     if not wanted or Path(wanted).is_dir():
-        return cpgpt.load(wanted or None), ""
+        return cpgpt.load(wanted or None, threads=THREADS), ""
     repository, _, revision = wanted.partition("@")
     print(f"fetching {wanted} from the Hub", flush=True)
     try:
-        return cpgpt.from_hub(repository, revision=revision or None), ""
+        return cpgpt.from_hub(repository, revision=revision or None, threads=THREADS), ""
     except (OSError, ValueError) as error:
         print(f"CPGPT_MODEL={wanted} could not be loaded: {error}", flush=True)
-        return cpgpt.load(), f"The model {wanted} could not be loaded, so the built-in one is writing. ({error})"
+        return cpgpt.load(threads=THREADS), f"The model {wanted} could not be loaded, so the built-in one is writing. ({error})"
 
 
 def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: Any) -> tuple[gr.Blocks, str]:
