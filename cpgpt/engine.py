@@ -9,6 +9,7 @@ without drafts: a drafted id is kept only where it is the one that was drawn.
 import atexit
 import itertools
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from cpgpt.tokenizer import END_OF_TEXT_ID, Tokenizer
 
 PROMPT_ROWS = 256  # of prompts, in one step: a long prompt does not keep the others waiting
 SHARED = 16  # a shorter beginning in common is sooner read again than copied
+ARRIVING = 0.1  # seconds after a stream was submitted in which more are expected
 
 
 class BusyError(RuntimeError):
@@ -37,6 +39,9 @@ class Engine:
         places: how many streams are written at once; each takes memory for a whole context as it grows.
         max_waiting: how many more may wait for a place.
         drafts: what proposes the next ids; without it every id takes a step of its own, and the text is the same.
+
+    A server sets `.breath`, in seconds: the pause between two steps while streams keep arriving. Whoever brings them in works on
+    the same processors, and the sooner all are in, the sooner the last of them has its first character.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Engine:
     ) -> None:
         self.runner, self.block_size, self.drafts = runner, block_size, drafts
         self.places, self.max_waiting = places, max_waiting
+        self.breath = 0.0
+        self._arrived = 0.0  # when the latest stream was submitted, on the monotonic clock
         self.steps = self.rows = 0  # made, and read in them, since the start
         self._bytes, self._line_breaks = tokenizer.token_bytes, tokenizer.line_break_ids()
         self._everything = np.ones(tokenizer.vocab_size, dtype=bool)
@@ -118,6 +125,7 @@ class Engine:
                     f"busy: {len(self._running)} texts are being written and {len(self._waiting)} wait; try again in a moment"
                 )
             self._waiting.append(work)
+            self._arrived = time.monotonic()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="cpgpt-engine", daemon=True)
                 self._thread.start()
@@ -136,6 +144,8 @@ class Engine:
             except Exception as error:  # the model's own: nobody's text can go on
                 for work in self._running:
                     self._end(work, error)
+            if self.breath and time.monotonic() - self._arrived < ARRIVING:
+                time.sleep(self.breath)
 
     def stop(self) -> None:
         """Stop between two steps; what is being written stays as it is. For the end of the process."""

@@ -31,6 +31,7 @@ from house.theme import theme
 EVENTS = 512  # at once: those being written, those waiting, and room for the short ones
 THREADS = max(1, (os.cpu_count() or 1) - 1)  # for the model; one processor is the server's: it has more to do in a crowd
 SWITCH = 0.0005  # seconds after which the engine's thread gives way to the server's; Python's usual 5 ms are felt at every event
+BREATH = 0.04  # seconds between the engine's steps while visitors keep arriving: 25 characters a second are as fast as people read
 
 
 def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
@@ -50,6 +51,7 @@ def writer_and_notice() -> tuple[cpgpt.SceneWriter, str]:
 def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: Any) -> tuple[gr.Blocks, str]:
     """Starts the server in the background; returns its page and its address once it answers."""
     sys.setswitchinterval(SWITCH)
+    writer.engine.breath = BREATH
     page = build(Service(writer), notice)
     routes = [
         Route("/house/portraits/{name}.svg", portraits.route(writer.characters)),

@@ -19,7 +19,7 @@ import atexit
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +27,9 @@ from hypothesis import settings
 
 from cpgpt.model import GPT, Config
 from cpgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tests.engines import Watched
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
@@ -82,3 +85,22 @@ def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_you")
     return hub_server
+
+
+@pytest.fixture
+def watched() -> Iterator["Watched"]:
+    """A runner whose steps are made one at a time."""
+    from cpgpt.runner import PlainRunner
+    from tests.engines import Watched
+
+    runner = Watched(PlainRunner(randomised(tiny("modern", block_size=600)), 8))
+    yield runner
+    runner.set_free()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small checkpoint as training leaves it."""
+    from tests.runs import trained
+
+    return trained(tmp_path / "run")
