@@ -36,6 +36,7 @@ class Watch:
 
     def __init__(self, url: str) -> None:
         self.url, self.faults = url, list[str]()
+        self.own: tuple[str, ...] = ()  # other addresses that are no foreign ones
 
     def page(self, page: Page) -> None:
         page.on("pageerror", self.raised)
@@ -61,7 +62,7 @@ class Watch:
             self.faults.append(f"failed: {request.url} {request.failure}")
 
     def started(self, request: Request) -> None:
-        if not request.url.startswith((self.url, "data:", "blob:")):
+        if not request.url.startswith((self.url, *self.own, "data:", "blob:")):
             self.faults.append(f"another host: {request.url}")
 
 

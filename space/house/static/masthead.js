@@ -1,5 +1,7 @@
 // The head of the page: its lamp (light or dark) and the notice of what went wrong at the start.
 
+import { recall, remember } from "./memory.js";
+
 const KEY = "centralperkgpt-lamp";
 
 export function mount(element, { props }) {
@@ -10,11 +12,11 @@ export function mount(element, { props }) {
     lamp.querySelector("span").textContent = now;
     lamp.setAttribute("aria-label", `${now}: ${then}`);
   };
-  const kept = localStorage.getItem(KEY);
+  const kept = recall(KEY);
   if (kept && !new URLSearchParams(location.search).has("__theme")) document.body.classList.toggle("dark", kept === "dark");
   lamp.addEventListener("click", () => {
     document.body.classList.toggle("dark");
-    localStorage.setItem(KEY, dark() ? "dark" : "light");
+    remember(KEY, dark() ? "dark" : "light");
     say();
   });
   new MutationObserver(say).observe(document.body, { attributeFilter: ["class"] });

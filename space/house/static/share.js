@@ -27,8 +27,12 @@ export function fromLink() {
 }
 
 export async function copy(text) {
-  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
-  const area = document.createElement("textarea"); // a Space inside a frame, or plain http
+  try {
+    return await navigator.clipboard.writeText(text);
+  } catch {
+    // there is none on a plain http page, and a frame may not use it unless the page around it lets it: the old way
+  }
+  const area = document.createElement("textarea");
   area.value = text;
   area.className = "sr-only";
   document.body.append(area);
