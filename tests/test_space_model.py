@@ -41,7 +41,7 @@ FAULTS = {
     "no such revision": ("you/friends@v9", None, "v9"),
     "no name of a model": ("you/a/b", None, "you/a/b"),
     "no hub": ("you/friends", Fault("status", "/api/models/you/friends", times=99, status=503), "Hub"),
-    "a damaged download": ("you/friends", Fault("corrupt", "GET /storage/", times=99, after=5000), "model.safetensors"),
+    "a damaged download": ("you/friends", Fault("corrupt", "GET /storage/", times=99, after=5000), "other bytes than the Hub says"),
 }
 
 

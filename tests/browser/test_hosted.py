@@ -1,6 +1,9 @@
 """The page as it is on the Hub: in a frame of another site, and with a model that could not be fetched."""
 
+import contextlib
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from playwright.sync_api import Browser, Frame, Page, expect
@@ -11,30 +14,50 @@ from tests.house import House, free_port
 
 import app  # isort: skip
 
-AROUND = "https://around.example/"  # the page around the frame; the browser asks nobody for it
+WHOLE = "position: fixed; inset: 0; width: 100%; height: 100%; border: 0"
 NO_MEMORY = """Object.defineProperty(window, "localStorage", { get() { throw new DOMException("denied", "SecurityError"); } })"""
 
 
-@pytest.fixture(params=["a frame that may remember", "a frame that may not"])
+@contextlib.contextmanager
+def page_around(url: str) -> Iterator[str]:
+    """Another site (localhost is another one than 127.0.0.1) with a page that is a frame around `url`; gives its address."""
+
+    class Around(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/" else 204)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            if self.path == "/":
+                self.wfile.write(f'<!doctype html><title>around</title><iframe src="{url}" style="{WHOLE}"></iframe>'.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Around) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(params=["as the browser has it", "without a memory"])
 def framed(request: pytest.FixtureRequest, house: House, chromium: Browser) -> Iterator[tuple[Page, Frame]]:
     context = chromium.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 900})
-    if request.param == "a frame that may not":  # as where a visitor keeps other sites' cookies out
+    if request.param == "without a memory":  # as where a visitor keeps other sites' cookies out
         context.add_init_script(f"if (window !== top) {NO_MEMORY}")
-    markup = f'<iframe src="{house.url}/" style="position: fixed; inset: 0; width: 100%; height: 100%; border: 0"></iframe>'
-    context.route(
-        AROUND, lambda route: route.fulfill(body=f"<!doctype html><title>around</title>{markup}", content_type="text/html")
-    )
-    page = context.new_page()
     watch = Watch(house.url)
-    watch.own = (AROUND,)
-    watch.page(page)
-    page.goto(AROUND)
-    frame = page.frame(url=f"{house.url}/")
-    assert frame is not None
-    frame.wait_for_selector(".stage.ready")
-    yield page, frame
-    context.close()
-    assert not watch.faults, watch.faults
+    with page_around(f"{house.url}/") as address:
+        page = context.new_page()
+        watch.own = (address,)
+        watch.page(page)
+        page.goto(address)
+        frame = page.wait_for_selector("iframe").content_frame()
+        assert frame is not None
+        frame.wait_for_selector(".stage.ready")
+        yield page, frame
+        context.close()
+    # The browser says on the console that it keeps the frame from the clipboard's own interface; the page has another way.
+    faults = [fault for fault in watch.faults if "Clipboard API has been blocked" not in fault]
+    assert not faults, faults
 
 
 def test_a_scene_is_written_and_shared_from_inside_a_frame(framed: tuple[Page, Frame], house: House) -> None:
@@ -52,7 +75,7 @@ def test_a_scene_is_written_and_shared_from_inside_a_frame(framed: tuple[Page, F
     assert f"seed={seed}" in link
 
 
-def test_the_lamp_and_the_view_work_without_a_memory(framed: tuple[Page, Frame]) -> None:
+def test_lamp_view_and_chat_work_in_a_frame(framed: tuple[Page, Frame]) -> None:
     _, frame = framed
     dark = frame.evaluate("document.body.classList.contains('dark')")
     frame.click(".lamp")
@@ -61,6 +84,10 @@ def test_the_lamp_and_the_view_work_without_a_memory(framed: tuple[Page, Frame])
     frame.wait_for_selector(".after:not([hidden])")
     frame.click("[data-view=script]")
     expect(frame.locator(".script")).to_have_class("script as-script")
+    frame.get_by_role("tab", name="Chat").click()
+    frame.fill("#line textarea", "Did you break the build?")
+    frame.press("#line textarea", "Enter")
+    expect(frame.locator("#talk .bot-row")).to_contain_text(":")
 
 
 def test_the_page_says_that_its_model_could_not_be_fetched(chromium: Browser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
 // The head of the page: its lamp (light or dark) and the notice of what went wrong at the start.
 
-import { recall, remember } from "./memory.js";
-
 const KEY = "centralperkgpt-lamp";
 
 export function mount(element, { props }) {
@@ -12,11 +10,11 @@ export function mount(element, { props }) {
     lamp.querySelector("span").textContent = now;
     lamp.setAttribute("aria-label", `${now}: ${then}`);
   };
-  const kept = recall(KEY);
+  const kept = localStorage.getItem(KEY);
   if (kept && !new URLSearchParams(location.search).has("__theme")) document.body.classList.toggle("dark", kept === "dark");
   lamp.addEventListener("click", () => {
     document.body.classList.toggle("dark");
-    remember(KEY, dark() ? "dark" : "light");
+    localStorage.setItem(KEY, dark() ? "dark" : "light");
     say();
   });
   new MutationObserver(say).observe(document.body, { attributeFilter: ["class"] });

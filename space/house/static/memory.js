@@ -1,17 +1,14 @@
-// What a visitor's browser remembers. In a frame it may be told to remember nothing: then nothing is remembered, and that is all.
+// In a frame, a browser may keep the page from remembering anything, and the very word `localStorage` is an error, in Gradio's scripts
+// too. Then what is to be remembered is remembered until the page is left. Runs before all other scripts.
 
-export function recall(key) {
-  try {
-    return localStorage.getItem(key);
-  } catch {
-    return null;
-  }
-}
-
-export function remember(key, value) {
-  try {
-    localStorage.setItem(key, value);
-  } catch {
-    // a frame on a page whose visitors keep strangers' cookies out, or a full store
-  }
+try {
+  localStorage.length;
+} catch {
+  const kept = new Map();
+  const value = {
+    getItem: (key) => kept.get(key) ?? null,
+    setItem: (key, text) => void kept.set(key, String(text)),
+    removeItem: (key) => void kept.delete(key),
+  };
+  Object.defineProperty(window, "localStorage", { value });
 }

@@ -1,13 +1,10 @@
 // The stage: shows a scene as it is typed, under its speakers' portraits, and lets it be taken away.
 
 import { ink, make, nice, portrait } from "./cast.js";
-import { recall, remember } from "./memory.js";
 import { draw } from "./picture.js";
 import { blocks } from "./screenplay.js";
 import { copy, fileName, save, toLink } from "./share.js";
 import { Typist } from "./typist.js";
-
-const VIEW = "centralperkgpt-view";
 
 export function mount(element, { props, watch }) {
   const facts = props.facts;
@@ -155,10 +152,10 @@ export function mount(element, { props, watch }) {
   const view = (wanted) => {
     script.classList.toggle("as-script", wanted === "script");
     views.forEach((each) => each.setAttribute("aria-pressed", each.dataset.view === wanted));
-    remember(VIEW, wanted);
+    localStorage.setItem("centralperkgpt-view", wanted);
   };
   views.forEach((each) => each.addEventListener("click", () => view(each.dataset.view)));
-  view(recall(VIEW) === "script" ? "script" : "bubbles");
+  view(localStorage.getItem("centralperkgpt-view") === "script" ? "script" : "bubbles");
 
   const actions = {
     copy: () => copy(run.text).then(() => "Copied."),

@@ -1,7 +1,6 @@
 // The Chat tab's pickers, the portraits beside its messages, and a conversation saved as a scene.
 
 import { choices, heat, ink, make, nice, portrait } from "./cast.js";
-import { recall, remember } from "./memory.js";
 import { save } from "./share.js";
 
 const KEY = "centralperkgpt-table";
@@ -15,7 +14,7 @@ export function mount(element, { props }) {
   const names = facts.cast.map((person) => person.name);
   const changed = () => {
     props.value = { me: me.get()[0], them: them.get()[0], place: place.value, temperature: warmth.get() };
-    remember(KEY, JSON.stringify(props.value));
+    localStorage.setItem(KEY, JSON.stringify(props.value));
   };
   const me = choices(part("[data-list=me]"), { type: "radio", name: "me", cast: facts.cast, chosen: names[0], changed });
   const them = choices(part("[data-list=them]"), { type: "radio", name: "them", cast: facts.cast, anyone: "Anyone", chosen: "", changed });
@@ -24,7 +23,7 @@ export function mount(element, { props }) {
   place.append(...facts.places.map((value) => make("option", { value, textContent: nice(value) })));
   place.addEventListener("input", changed);
 
-  const kept = JSON.parse(recall(KEY) ?? "{}");
+  const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}");
   if (names.includes(kept.me)) me.set([kept.me]);
   if (names.includes(kept.them)) them.set([kept.them]);
   if (facts.places.includes(kept.place)) place.value = kept.place;
