@@ -1,5 +1,6 @@
 """`cpgpt serve`: the web page on this machine. It knows where the page's files lie; what they do is theirs."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -27,13 +28,9 @@ def serve(
     if folder is None:
         print(f"error: the page's files are missing: no app.py in {' or '.join(map(str, PLACES))}", file=sys.stderr)
         raise typer.Exit(1)
-    try:
-        import gradio  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
+    if importlib.util.find_spec("gradio") is None:
         print("error: the page needs Gradio; install the package with its extra, as in: pip install '.[space]'", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(1)
     sys.path.insert(0, str(folder))
     if model is not None:
         os.environ["CPGPT_MODEL"] = model

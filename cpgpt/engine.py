@@ -7,6 +7,7 @@ without drafts: a drafted id is kept only where it is the one that was drawn.
 """
 
 import atexit
+import contextlib
 import itertools
 import threading
 import time
@@ -81,8 +82,9 @@ class Engine:
         return len(self._waiting)
 
     def queue_position(self, work: Work) -> int:
-        with self._lock:
-            return self._waiting.index(work) + 1 if work in self._waiting else 0
+        with self._lock, contextlib.suppress(ValueError):
+            return self._waiting.index(work) + 1
+        return 0
 
     def submit(
         self,

@@ -3,9 +3,12 @@
 `CPGPT_MODEL` names a model on the Hub, as user/name or user/name@revision, or a checkpoint folder; without it the embedded
 checkpoint writes. This file knows how the server is set up; what it serves is in house/.
 """
+# ruff: noqa: E402 (settings come before the imports that read them)
 
+import gc
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,10 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
+
+# Nearly all of the half million objects that the imports make are there to stay: to look for others among them, again and again, is
+# a fifth of the time that they take.
+gc.disable()
 
 # isort: off
 import cpgpt
@@ -27,6 +34,8 @@ from house.page import HEAD, STATIC, build
 from house.service import Service
 from house.theme import theme
 # isort: on
+
+gc.enable()
 
 EVENTS = 512  # at once: those being written, those waiting, and room for the short ones
 THREADS = max(1, (os.cpu_count() or 1) - 1)  # for the model; one processor is the server's: it has more to do in a crowd
@@ -52,6 +61,8 @@ def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: Any) -> tuple
     """Starts the server in the background; returns its page and its address once it answers."""
     sys.setswitchinterval(SWITCH)
     writer.engine.breath = BREATH
+    # Memory is slow at the first touch, and a crowd would touch all of it at one moment: this does so while the page is built.
+    threading.Thread(target=lambda: list(writer.texts(range(writer.engine.places), max_characters=1)), daemon=True).start()
     page = build(Service(writer), notice)
     routes = [
         Route("/house/portraits/{name}.svg", portraits.route(writer.characters)),
@@ -79,6 +90,7 @@ def launch(writer: cpgpt.SceneWriter, notice: str = "", **options: Any) -> tuple
 
 def main(**options: Any) -> None:
     page, address = launch(*writer_and_notice(), **options)
+    gc.freeze()  # what is there now stays: the collector need not look through it while visitors wait
     print(f"centralperkGPT is open at {address}", flush=True)
     page.block_thread()
 

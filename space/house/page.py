@@ -17,7 +17,9 @@ from house.part import Part
 from house.service import BUSY, Service, left
 
 STATIC = Path(__file__).parent / "static"
-HEAD = '<meta name="theme-color" content="#4a2c17"><link rel="stylesheet" href="house/house.css"><script src="house/memory.js"></script>'
+HEAD = """<meta name="theme-color" content="#4a2c17">
+<link rel="stylesheet" href="house/house.css">
+<script src="house/memory.js"></script>"""
 
 
 def facts_for_the_page(service: Service, notice: str) -> dict[str, Any]:

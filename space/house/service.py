@@ -18,6 +18,7 @@ from cpgpt import BusyError, Direction, Line, SceneWriter
 TICK = 0.1  # seconds between looks at the engine: how soon it is noticed that somebody has left
 SOON = 0.02  # the same until the first character
 PORTIONS = 80  # a second, for all visitors together: Gradio's way of an event costs more than the model's of a character
+MOVES = 20  # a second, in the queue, that are told to those who wait there, all together
 TEXT = 500  # characters of any text: what is longer is not even looked at; the writer knows how long each may be
 HISTORY = 200  # lines of a chat
 
@@ -61,12 +62,12 @@ class Service:
     async def follow(self, stream: Any) -> AsyncIterator[None]:
         """Comes round whenever the stream has something new to show, its place in the queue or its text; ends with the stream.
 
-        The more streams there are, the rarer and the larger the portions. It ends early, and leaves the closing of the stream to
-        its owner, when the visitor has left.
+        The more streams there are, the rarer and the larger the portions, and the rarer the news from the queue. It ends early, and
+        leaves the closing of the stream to its owner, when the visitor has left.
         """
         shown, place, at = 0, -1, 0.0
         while True:
-            piece, now, waiting = stream.take(), time.monotonic(), stream.waiting
+            piece, now, waiting = stream.take(), time.monotonic(), 0 if shown else stream.waiting
             length = len(stream.text)
             if piece is None:
                 return
@@ -74,12 +75,12 @@ class Service:
             if length > shown and (shown == 0 or now - at >= interval - TICK / 2):
                 shown, at = length, now
                 yield
-            elif waiting and waiting != place and now - at >= 1:
+            elif waiting and waiting != place and now - at >= max(1, self.writer.engine.waiting / MOVES):
                 place, at = waiting, now
                 yield
             if left():
                 return
-            await asyncio.sleep(TICK if shown or waiting else SOON)
+            await asyncio.sleep(2 * TICK if waiting else TICK if shown else SOON)
 
     async def scene(
         self,
