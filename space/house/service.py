@@ -17,7 +17,7 @@ from cpgpt import BusyError, Direction, Line, SceneWriter
 
 TICK = 0.1  # seconds between looks at the engine: how soon it is noticed that somebody has left
 SOON = 0.02  # the same until the first character
-PORTIONS = 80  # a second, for all visitors together: Gradio's way of an event costs more than the model's of a character
+PORTIONS = 320  # a second, for all visitors together: in a crowd, Gradio's way of an event costs more than the model's of its text
 MOVES = 20  # a second, in the queue, that are told to those who wait there, all together
 TEXT = 500  # characters of any text: what is longer is not even looked at; the writer knows how long each may be
 HISTORY = 200  # lines of a chat

@@ -50,7 +50,8 @@ def framed(request: pytest.FixtureRequest, house: House, chromium: Browser) -> I
         watch.own = (address,)
         watch.page(page)
         page.goto(address)
-        frame = page.wait_for_selector("iframe").content_frame()
+        element = page.wait_for_selector("iframe")
+        frame = element.content_frame() if element else None
         assert frame is not None
         frame.wait_for_selector(".stage.ready")
         yield page, frame
