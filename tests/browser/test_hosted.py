@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Frame, Page, expect
 
 import cpgpt
-from tests.browser.conftest import Watch
+from tests.browser.conftest import Visit, Watch
 from tests.house import House, free_port
 
 import app  # isort: skip
@@ -39,11 +39,10 @@ def page_around(url: str) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(params=["as the browser has it", "without a memory"])
-def framed(request: pytest.FixtureRequest, house: House, chromium: Browser) -> Iterator[tuple[Page, Frame]]:
+@pytest.fixture
+def framed(house: House, chromium: Browser) -> Iterator[tuple[Page, Frame]]:
+    """The page, and the frame in it that has ours. Chromium lets such a frame remember nothing."""
     context = chromium.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 900})
-    if request.param == "without a memory":  # as where a visitor keeps other sites' cookies out
-        context.add_init_script(f"if (window !== top) {NO_MEMORY}")
     watch = Watch(house.url)
     with page_around(f"{house.url}/") as address:
         page = context.new_page()
@@ -76,19 +75,29 @@ def test_a_scene_is_written_and_shared_from_inside_a_frame(framed: tuple[Page, F
     assert f"seed={seed}" in link
 
 
+def all_of_it_works(page: Page | Frame) -> None:
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.click(".lamp")
+    assert page.evaluate("document.body.classList.contains('dark')") is not dark
+    page.click(".write")
+    page.wait_for_selector(".after:not([hidden])")
+    page.click("[data-view=script]")
+    expect(page.locator(".script")).to_have_class("script as-script")
+    page.get_by_role("tab", name="Chat").click()
+    page.fill("#line textarea", "Did you break the build?")
+    page.press("#line textarea", "Enter")
+    expect(page.locator("#talk .bot-row")).to_contain_text(":")
+
+
 def test_lamp_view_and_chat_work_in_a_frame(framed: tuple[Page, Frame]) -> None:
-    _, frame = framed
-    dark = frame.evaluate("document.body.classList.contains('dark')")
-    frame.click(".lamp")
-    assert frame.evaluate("document.body.classList.contains('dark')") is not dark
-    frame.click(".write")
-    frame.wait_for_selector(".after:not([hidden])")
-    frame.click("[data-view=script]")
-    expect(frame.locator(".script")).to_have_class("script as-script")
-    frame.get_by_role("tab", name="Chat").click()
-    frame.fill("#line textarea", "Did you break the build?")
-    frame.press("#line textarea", "Enter")
-    expect(frame.locator("#talk .bot-row")).to_contain_text(":")
+    all_of_it_works(framed[1])
+
+
+def test_the_page_works_where_nothing_may_be_remembered(visit: Visit, chromium: Browser) -> None:
+    context = chromium.new_context(reduced_motion="reduce")
+    context.add_init_script(NO_MEMORY)
+    all_of_it_works(visit(context=context))
+    context.close()
 
 
 def test_the_page_says_that_its_model_could_not_be_fetched(chromium: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
