@@ -1,15 +1,16 @@
 """Which model a Space writes with: the one that `CPGPT_MODEL` names, and what it does when that cannot be had."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cpgpt
 import tests.house  # noqa: F401 (it puts the Space's folder on the path)
-from cpgpt import checkpoint, hub
+from cpgpt import checkpoint
 from cpgpt.publish import push_checkpoint
-from tests.hub_faults import Fault
 from tests.hub_server import HubServer
+from tests.test_hub import hasty  # noqa: F401
 
 import app  # isort: skip
 
@@ -36,25 +37,28 @@ def test_a_folder_is_a_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (writer.name, notice) == ("mine", "")
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
     "no such model": ("you/nobody", None, "you/nobody"),
     "no such revision": ("you/friends@v9", None, "v9"),
     "no name of a model": ("you/a/b", None, "you/a/b"),
-    "no hub": ("you/friends", Fault("status", "/api/models/you/friends", times=99, status=503), "Hub"),
-    "a damaged download": ("you/friends", Fault("corrupt", "GET /storage/", times=99, after=5000), "other bytes than the Hub says"),
+    "no hub": ("you/friends", {"kind": "status", "where": "/api/models/you/friends", "times": 99, "status": 503}, "Hub"),
+    "a damaged download": (
+        "you/friends",
+        {"kind": "corrupt", "where": "GET /storage/", "times": 99, "after": 5000},
+        "other bytes than the Hub says",
+    ),
 }
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_cannot_be_had_is_said_and_the_embedded_checkpoint_writes(
     fault: str, friends: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted, failing, named = FAULTS[fault]
-    monkeypatch.setattr(hub, "WAITS", (0.01, 0.02))
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setenv("CPGPT_MODEL", wanted)
     if failing:
-        friends.faults.append(failing)
+        friends.fault(**failing)
     writer, notice = app.writer_and_notice()
     assert notice.startswith(f"The model {wanted} could not be loaded, so the built-in one is writing.")
     assert named in notice
